@@ -1,0 +1,35 @@
+# Two commands: `make serve` and `make test`. Both need python3 (3.11 to 3.13) and make, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: serve test test-slow venv lint format bundle
+.DEFAULT_GOAL := serve
+
+serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
+	@exec $(BIN)/quietserve serve $(ARGS)
+
+test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model -k mask" passes flags on
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: venv  ## what takes longer: the training run that makes a tiny checkpoint think
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: venv  ## format, lint and types, as CI runs them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+venv: $(STAMP)
+
+# torch first and by its exact version: on some machines only that one installs as a small CPU build.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "making .venv (once; a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
