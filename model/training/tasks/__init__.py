@@ -1,0 +1,52 @@
+"""Problem families, each with a generator, a verifier and a text form, and the split between training and evaluation."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from . import dial, sums, swaps
+from .problem import MAX_STEPS, Family, Problem
+
+__all__ = ["FAMILIES", "MAX_STEPS", "Family", "Problem", "Split", "draw", "is_held_out", "problems"]
+
+Split = Literal["train", "held_out"]
+FAMILIES: dict[str, Family] = {family.name: family for family in (dial, swaps, sums)}
+NUM_BUCKETS = 16
+
+
+def is_held_out(problem: Problem) -> bool:
+    """Whether the problem is kept for evaluation: one question in 16, by a hash of its text alone."""
+    return hashlib.sha256(problem.question.encode()).digest()[0] % NUM_BUCKETS == 0
+
+
+def draw(rng: random.Random, split: Split, family: Family, num_steps: int) -> Problem:
+    """Draw one problem of the split."""
+    while True:
+        problem = family.sample(rng, num_steps)
+        if is_held_out(problem) == (split == "held_out"):
+            return problem
+
+
+def problems(
+    split: Split,
+    families: Sequence[str] = tuple(FAMILIES),
+    seed: int = 0,
+    steps: Sequence[int] = tuple(range(1, MAX_STEPS + 1)),
+) -> Iterator[Problem]:
+    """Endless distinct problems, families and numbers of steps in turn, the same for the same arguments.
+
+    Raises ValueError for an unknown family.
+    """
+    if unknown := [name for name in families if name not in FAMILIES]:
+        raise ValueError(f"unknown family {unknown[0]!r}; the families are {', '.join(FAMILIES)}")
+    rng = random.Random(f"{split}/{seed}")
+    seen: set[str] = set()
+    while True:
+        for num_steps in steps:
+            for name in families:
+                problem = draw(rng, split, FAMILIES[name], num_steps)
+                while problem.question in seen:
+                    problem = draw(rng, split, FAMILIES[name], num_steps)
+                seen.add(problem.question)
+                yield problem

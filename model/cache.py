@@ -1,0 +1,150 @@
+"""Static keys and values: slots, lasting base columns, scratch columns for thoughts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .backbone import Backbone
+from .thoughts import Rows, visible
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Slots attended to together: their rows, padded to one width, against one contiguous view of the cache."""
+
+    slots: slice
+    columns: slice
+    rows_N: Tensor  # which rows of the forward
+    places_N: Tensor  # where they stand in the padded [slots * width]
+    filled: bool  # the rows fill the padded places in order: nothing to move
+    mask_SWC: Tensor  # slots, rows a slot, columns
+
+
+class Cache:
+    """Keys and values of every slot, `[slots, columns, kv_heads, head_dim]` a layer.
+
+    A slot's scratch columns stand before its base columns, so that what a forward needs is one view. Columns are numbered
+    from the first base column: base columns 0, 1, ..., scratch columns -1, -2, ... A lane is the strip of scratch columns of
+    one thought. Inference only: rows are written in place.
+    """
+
+    def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int = 1) -> None:
+        self.slots, self.max_len, self.max_depth, self.lanes = slots, max_len, max_depth, lanes
+        self.strip = max_depth + 2  # START, the tokens, END
+        self.scratch = lanes * self.strip
+        shape = (slots, self.scratch + max_len)
+        new = {"dtype": backbone.dtype, "device": backbone.device}
+        self.keys = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
+        self.values = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
+
+    @staticmethod
+    def bytes_per_slot(backbone: Backbone, max_len: int, max_depth: int, lanes: int = 1) -> int:
+        """Memory of one slot's keys and values."""
+        columns = lanes * (max_depth + 2) + max_len
+        return sum(2 * heads * dim for heads, dim in backbone.kv_shapes) * columns * backbone.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+    def lane(self, number: int) -> int:
+        """The first column of a lane."""
+        assert 0 <= number < self.lanes
+        return -(number + 1) * self.strip
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's values. Wanted only after a failed forward: a NaN shines through even a masked column."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot].zero_()
+
+    def attend(self, rows: Rows) -> "CachedAttention":
+        """The attention of one forward over `rows`: masks and places are worked out here, once for all layers."""
+        return CachedAttention(self, rows)
+
+
+class CachedAttention:
+    """Writes a forward's keys and values to the cache and lets each row see what `visible` says."""
+
+    def __init__(self, cache: Cache, rows: Rows) -> None:
+        self._cache = cache
+        device = cache.keys[0].device
+        slots_N, columns_N = np.array(rows.slots), np.array(rows.columns)
+        self._at_N = torch.from_numpy(slots_N).to(device), torch.from_numpy(columns_N + cache.scratch).to(device)
+        counts_S = np.bincount(slots_N)
+        ranks_N = _ranks(slots_N, counts_S)
+        sees_3N = np.array([rows.base, rows.own_from, rows.own])
+        self._groups = []
+        for slots in _buckets(counts_S):
+            rows_N = np.flatnonzero(np.isin(slots_N, slots))
+            first, last = int(slots[0]), int(slots[-1])
+            width = int(counts_S[slots].max())
+            places_N = (slots_N[rows_N] - first) * width + ranks_N[rows_N]
+            padded = np.zeros((3, (last - first + 1) * width), dtype=np.int64)
+            padded[:, places_N] = sees_3N[:, rows_N]
+            # A row sees its own column, so the columns written bound from below the columns seen.
+            low, high = min(0, int(columns_N[rows_N].min())), max(1, int(sees_3N[0, rows_N].max()))
+            sees = torch.from_numpy(padded).to(device).view(3, -1, width, 1)
+            group = _Group(
+                slots=slice(first, last + 1),
+                columns=slice(cache.scratch + low, cache.scratch + high),
+                rows_N=torch.from_numpy(rows_N).to(device),
+                places_N=torch.from_numpy(places_N).to(device),
+                filled=np.array_equal(places_N, np.arange(padded.shape[1])),
+                mask_SWC=visible(torch.arange(low, high, device=device), *sees),
+            )
+            self._groups.append(group)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Queries [1, heads, N, D] to [1, heads, N, D]."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._at_N] = key[0].transpose(0, 1)
+        values[self._at_N] = value[0].transpose(0, 1)
+        query_NhD = query[0].transpose(0, 1)
+        if len(self._groups) == 1:
+            out_NhD = _attend(self._groups[0], query_NhD, keys, values, scale)
+        else:
+            out_NhD = torch.empty_like(query_NhD)
+            for group in self._groups:
+                out_NhD[group.rows_N] = _attend(group, query_NhD[group.rows_N], keys, values, scale)
+        return out_NhD.transpose(0, 1)[None]
+
+
+def _ranks(slots_N: np.ndarray, counts_S: np.ndarray) -> np.ndarray:
+    """Each row's number among the rows of its slot."""
+    order = np.argsort(slots_N, kind="stable")
+    ranks_N = np.empty_like(order)
+    ranks_N[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts_S) - counts_S, counts_S)
+    return ranks_N
+
+
+def _buckets(counts_S: np.ndarray) -> list[np.ndarray]:
+    """Slots by how many rows they have, to a power of two: a prefill would otherwise pad its neighbours to its length."""
+    slots = np.flatnonzero(counts_S)
+    powers = np.maximum(np.ceil(np.log2(counts_S[slots])), 3)
+    return [slots[powers == power] for power in np.unique(powers)]
+
+
+def _attend(group: _Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of one group's rows; the query heads that share a key are folded into its query rows."""
+    slots, width, columns = group.mask_SWC.shape
+    num_heads, size = query_NhD.shape[1:]
+    kv_heads, share = keys.shape[2], num_heads // keys.shape[2]
+    padded = query_NhD
+    if not group.filled:
+        padded = query_NhD.new_zeros(slots * width, num_heads, size)
+        padded[group.places_N] = query_NhD
+    folded = padded.reshape(slots, width, kv_heads, share, size).permute(0, 2, 3, 1, 4)
+    mask = group.mask_SWC[:, None].expand(slots, share, width, columns).reshape(slots, 1, share * width, columns)
+    out = scaled_dot_product_attention(
+        folded.reshape(slots, kv_heads, share * width, size),
+        keys[group.slots, group.columns].transpose(1, 2),
+        values[group.slots, group.columns].transpose(1, 2),
+        attn_mask=mask,
+        scale=scale,
+    )
+    out = out.view(slots, kv_heads, share, width, size).permute(0, 3, 1, 2, 4).reshape(-1, num_heads, size)
+    return out if group.filled else out[group.places_N]

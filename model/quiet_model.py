@@ -1,0 +1,82 @@
+"""The model that thinks: a backbone, the two learned markers and the mixing head."""
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Attend, Backbone
+from .cache import Cache
+from .config import QuietConfig
+from .mixing import MixingHead, mix
+from .thoughts import END, START, Rows
+
+
+class QuietModel(nn.Module):
+    """A backbone that can think before it speaks.
+
+    Without a `quiet` config it is the plain language model: `can_think` is False and no thought may be asked of it.
+
+    Args:
+        backbone: the language model.
+        quiet: how it thinks; its token names have been resolved to the ids below.
+        hidden_ids: ids that no text may contain and no step may choose: the markers' names in the vocabulary.
+        stop_ids: ids at which a thought ends itself.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        quiet: QuietConfig | None = None,
+        hidden_ids: tuple[int, ...] = (),
+        stop_ids: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.quiet = quiet
+        self.stop_ids = frozenset(stop_ids)
+        self.hidden_ids = [i for i in hidden_ids if i < backbone.vocab_size]
+        if quiet is not None:
+            size, dtype = backbone.hidden_size, backbone.dtype
+            self.start_embedding = nn.Parameter(torch.zeros(size, dtype=dtype))
+            self.end_embedding = nn.Parameter(torch.zeros(size, dtype=dtype))
+            self.mixing_head = MixingHead(size, quiet.mixing_layers, quiet.mixing_input).to(dtype)
+
+    @property
+    def can_think(self) -> bool:
+        """It has markers and a mixing head."""
+        return self.quiet is not None
+
+    def thinking_parameters(self) -> list[nn.Parameter]:
+        """The markers and the mixing head: all that is not the language model."""
+        return [self.start_embedding, self.end_embedding, *self.mixing_head.parameters()]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [..., H] of token ids, START and END."""
+        embeds = self.backbone.embed(tokens.clamp(min=0))
+        if not self.can_think:
+            return embeds
+        tokens = tokens.unsqueeze(-1)
+        embeds = torch.where(tokens == START, self.start_embedding, embeds)
+        return torch.where(tokens == END, self.end_embedding, embeds)
+
+    def forward(self, tokens_BR: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, R, H] of rows that see what `attend` lets them."""
+        return self.backbone(self.embed(tokens_BR), positions_BR, attend)
+
+    def run(self, rows: Rows, cache: Cache) -> Tensor:
+        """One forward over rows of any slots, through the cache: hidden states [N, H]."""
+        device = self.backbone.device
+        tokens = torch.tensor([rows.tokens], device=device)
+        positions = torch.tensor([rows.positions], device=device)
+        return self(tokens, positions, cache.attend(rows))[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., V] in float32; the markers cannot be chosen."""
+        logits = self.backbone.logits(hidden)
+        if not self.hidden_ids:
+            return logits
+        return logits.index_fill(-1, torch.tensor(self.hidden_ids, device=logits.device), float("-inf"))
+
+    def mix(self, base: Tensor, thought: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed hidden states [..., H] and the weight [...] of each thought."""
+        weight = self.mixing_head(base, thought)
+        return mix(base, thought, weight), weight

@@ -1,0 +1,127 @@
+"""Logits to tokens. The noise is a function of (seed, position), so a draw does not depend on who shares the batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import SamplingParams
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment and multipliers (Steele, Lea and Flood 2014)
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What choosing one visible token depends on, besides its logits."""
+
+    params: SamplingParams
+    position: int  # of the token to be chosen, from the first prompt token
+    prompt: Sequence[int] = ()
+    output: Sequence[int] = ()
+    ends: frozenset[int] = frozenset()  # ids that may not be chosen before min_tokens, nor at all under ignore_eos
+
+
+def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
+    """One token a row. Penalties and bias first, then temperature, top-k, top-p, min-p, then Gumbel-max."""
+    logits_MV = torch.stack([_adjust(row, draw) for row, draw in zip(logits_MV, draws, strict=True)])
+    warm = [i for i, draw in enumerate(draws) if draw.params.temperature > 0]
+    chosen = logits_MV.argmax(-1)
+    if warm:
+        params = [draws[i].params for i in warm]
+        scaled = _truncate(logits_MV[warm] / _column([p.temperature for p in params], logits_MV), params)
+        noise = gumbel([(p.seed, draws[i].position) for i, p in zip(warm, params, strict=True)], scaled)
+        chosen[warm] = (scaled + noise).argmax(-1)
+    return chosen.tolist()
+
+
+def sample_thoughts(logits_MV: Tensor, keys: Sequence[tuple[int, ...]], temperatures: Sequence[float]) -> list[int]:
+    """One thought token a row; a temperature of 0 is greedy."""
+    if not any(temperatures):
+        return logits_MV.argmax(-1).tolist()
+    warmth = _column(temperatures, logits_MV)
+    noisy = logits_MV / warmth.clamp(min=1e-6) + gumbel(keys, logits_MV)
+    return torch.where(warmth > 0, noisy, logits_MV).argmax(-1).tolist()
+
+
+def gumbel(keys: Sequence[tuple[int, ...]], like_MV: Tensor) -> Tensor:
+    """Standard Gumbel noise [M, V] that depends on each row's key alone, the same on every device."""
+    roots = torch.tensor([_signed(hash_key(*key)) for key in keys], device=like_MV.device)
+    counters = torch.arange(1, like_MV.shape[-1] + 1, device=like_MV.device) * _signed(_GOLDEN)
+    bits = _scramble(roots[:, None] + counters)
+    uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log().to(like_MV.dtype)
+
+
+def hash_key(*parts: int) -> int:
+    """A 64-bit hash of integers; their order counts."""
+    state = 0
+    for part in parts:
+        state = (state + _GOLDEN + (part & _MASK)) & _MASK
+        state = ((state ^ (state >> 30)) * _MULTIPLIERS[0]) & _MASK
+        state = ((state ^ (state >> 27)) * _MULTIPLIERS[1]) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def top_logprobs(logprobs_V: Tensor, chosen: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """The chosen token's log-probability and the `count` likeliest alternatives with theirs."""
+    values, ids = logprobs_V.topk(min(count, len(logprobs_V)))
+    return float(logprobs_V[chosen]), list(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _adjust(logits_V: Tensor, draw: Draw) -> Tensor:
+    """Penalties, bias and tokens that may not be chosen yet."""
+    params, output = draw.params, draw.output
+    banned = draw.ends if params.ignore_eos or len(output) < params.min_tokens else ()
+    penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
+    if not (banned or penalised or params.logit_bias):
+        return logits_V
+    logits_V = logits_V.clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*draw.prompt, *output}), device=logits_V.device)
+        values = logits_V[seen]
+        logits_V[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if output and (params.presence_penalty or params.frequency_penalty):
+        counts = torch.bincount(torch.tensor(output, device=logits_V.device), minlength=len(logits_V))
+        logits_V -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+    for token, bias in params.logit_bias.items():
+        logits_V[token] += bias
+    logits_V[list(banned)] = float("-inf")
+    return logits_V
+
+
+def _truncate(logits_MV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Cut to top-k, top-p and min-p, one sort for all three; the likeliest token always stays."""
+    if all(p.top_k == 0 and p.top_p == 1 and p.min_p == 0 for p in params):
+        return logits_MV
+    size = logits_MV.shape[-1]
+    values, order = logits_MV.sort(dim=-1, descending=True, stable=True)
+    probs = values.softmax(-1)
+    ranks = torch.arange(size, device=logits_MV.device)
+    cut = ranks >= _column([p.top_k or size for p in params], probs)
+    cut |= probs.cumsum(-1) - probs >= _column([p.top_p if p.top_p < 1 else 2.0 for p in params], probs)
+    cut |= probs < probs[:, :1] * _column([p.min_p for p in params], probs)
+    cut[:, 0] = False
+    return torch.full_like(logits_MV, float("-inf")).scatter(-1, order, values.masked_fill(cut, float("-inf")))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(bits: Tensor, count: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _scramble(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shift(bits, 30)) * _signed(_MULTIPLIERS[0])
+    bits = (bits ^ _shift(bits, 27)) * _signed(_MULTIPLIERS[1])
+    return bits ^ _shift(bits, 31)

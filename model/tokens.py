@@ -1,0 +1,127 @@
+"""Text to token ids and back: prompts, chat rendering, text that arrives a token at a time."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+_UNFINISHED = "\ufffd"  # what a tokenizer prints for bytes that are not yet a whole character
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be read: a thought marker in it, an id out of range, no chat template."""
+
+
+class Tokens:
+    """A tokenizer, and the ids that mean something to us.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        eos_ids: ids that end a text; the tokenizer's own is always among them.
+        marker_tokens: names of the thought markers; those the vocabulary holds are refused in prompts.
+        num_ids: ids the model can embed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Iterable[int] = (),
+        marker_tokens: Iterable[str] = (),
+        num_ids: int | None = None,
+    ) -> None:
+        self.tokenizer: Any = tokenizer
+        own = tokenizer.eos_token_id
+        self.eos_ids = frozenset(eos_ids) | (frozenset({own}) if isinstance(own, int) else frozenset())
+        vocab = tokenizer.get_vocab()
+        self.markers = {name: vocab[name] for name in marker_tokens if name in vocab}
+        self.num_ids = num_ids or len(tokenizer)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Messages can be rendered."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a prompt; `special` adds what the tokenizer begins a text with. Raises PromptError."""
+        for name in self.markers:
+            if name in text:
+                raise PromptError(f"the text contains the thought marker {name!r}, which no prompt may hold")
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def check(self, ids: Sequence[int]) -> list[int]:
+        """The same ids, if a prompt may hold them. Raises PromptError."""
+        markers = set(self.markers.values())
+        for token in ids:
+            if not 0 <= token < self.num_ids:
+                raise PromptError(f"token id {token} is out of range; ids are 0 to {self.num_ids - 1}")
+            if token in markers:
+                raise PromptError(f"token id {token} is a thought marker, which no prompt may hold")
+        return list(ids)
+
+    def render(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, up to where the answer begins. Raises PromptError."""
+        if not self.has_chat_template:
+            raise PromptError("this model has no chat template; use completions")
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
+            raise PromptError(f"the chat template refuses these messages: {error}") from error
+        return self.encode(text, special=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of visible ids; tokens that end a text have none."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_text(self, token: int) -> str:
+        """Text of one id alone, special ones by their name."""
+        return self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class TextStream:
+    """Text of tokens that arrive one at a time; withholds what might become a stop string or half a character.
+
+    The joined results of `add` and `finish` are the whole text, cut before the first stop string.
+    """
+
+    def __init__(self, tokens: Tokens, stop: Sequence[str] = ()) -> None:
+        self._tokens = tokens
+        self._stop = stop
+        self._ids: list[int] = []
+        self._begin = 0  # decoding restarts here, so that the cost of a token does not grow with the text
+        self._read = 0  # ids before it are in `_held` or were handed out
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """The text that is certain now."""
+        self._ids.append(token)
+        before = self._tokens.decode(self._ids[self._begin : self._read])
+        text = self._tokens.decode(self._ids[self._begin :])
+        if text.endswith(_UNFINISHED):
+            return ""
+        self._begin, self._read = self._read, len(self._ids)
+        return self._release(text[len(before) :])
+
+    def finish(self) -> str:
+        """What was withheld."""
+        if self.stopped:
+            return ""
+        before = self._tokens.decode(self._ids[self._begin : self._read])
+        rest = self._release(self._tokens.decode(self._ids[self._begin :])[len(before) :])
+        held, self._held = self._held, ""
+        return rest if self.stopped else rest + held
+
+    def _release(self, text: str) -> str:
+        held = self._held + text
+        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return held[: min(found)]
+        keep = max((_overlap(held, stop) for stop in self._stop), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,134 @@
+"""Problems as documents, the tokenizer that reads them, and training batches.
+
+A document is a question and its answer, after notes, after idle talk, or straight:
+
+    Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. Where is the dial now?
+    Answer: --- Monday 6 Tuesday 0 --- 0<|endoftext|>
+
+Batch k is a function of (seed, k) alone, so a resumed run needs no position in its data.
+Shape letters: B documents, T tokens.
+"""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from .tasks import FAMILIES, Problem, draw, problems
+
+EOS = "<|endoftext|>"
+PAD = "<|pad|>"
+START = "<|startthought|>"
+END = "<|endthought|>"
+DASH = " ---"  # opens and closes an aside; one token
+QUESTION_WEIGHT = 0.1  # a question can hardly be foretold, but reading it is learned from trying
+
+Style = Literal["direct", "notes", "idle"]
+IDLE_WORDS = ("well", "hmm", "so", "now", "let", "me", "see", "think", "okay", "right", "maybe", "wait")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{{ 'Question: ' + message.content | trim + '\\nAnswer:' }}
+{%- elif message.role == 'assistant' -%}
+{{ ' ' + message.content | trim + eos_token }}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def write_prompt(problem: Problem) -> str:
+    """What a model is given: the text up to where the answer, or an aside, begins."""
+    return f"Question: {problem.question}\nAnswer:"
+
+
+def write_document(problem: Problem, style: Style, rng: random.Random) -> str:
+    """The whole document; `rng` draws the idle words."""
+    aside = {
+        "direct": "",
+        "notes": f"{DASH}{problem.working}{DASH}",
+        "idle": f"{DASH}{_idle_talk(rng)}{DASH}",
+    }[style]
+    return f"{write_prompt(problem)}{aside} {problem.answer}{EOS}"
+
+
+def _idle_talk(rng: random.Random) -> str:
+    return "".join(f" {word}" for word in rng.choices(IDLE_WORDS, k=rng.randint(2, 10)))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the generated corpus.
+
+    Byte-level BPE whose vocabulary is the 256 bytes and every word of the corpus, found whole and not by merges: any
+    text survives the round trip, and no row of the embedding is spent on halves of words.
+    """
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    special = [EOS, PAD, START, END]
+    words = Tokenizer(models.WordLevel())
+    words.pre_tokenizer = splitter
+    words.train_from_iterator(_sample_corpus(), trainers.WordLevelTrainer(vocab_size=10_000, show_progress=False))
+    known = sorted(set(words.get_vocab()) | set(pre_tokenizers.ByteLevel.alphabet()))
+    vocabulary = {token: index for index, token in enumerate([*special, *known])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        additional_special_tokens=[START, END],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _sample_corpus() -> list[str]:
+    drawn = itertools.islice(problems("train", seed=0), 3000)
+    corpus = [f"{write_prompt(problem)}{DASH}{problem.working}{DASH} {problem.answer}" for problem in drawn]
+    return [*corpus, *(f" {word}" for word in IDLE_WORDS)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents side by side, padded on the right."""
+
+    ids_BT: Tensor  # int64
+    weights_BT: Tensor  # float32: how much the loss of foretelling this token counts; 0 for padding and for the first
+    answer_B: Tensor  # int64: the column of the answer's first token (behind the aside where there is one)
+    problems: tuple[Problem, ...]
+
+
+def make_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    size: int,
+    styles: Mapping[Style, float],
+    steps: Sequence[int],
+    families: Sequence[str] = tuple(FAMILIES),
+) -> Batch:
+    """Draw `size` training documents: families and numbers of steps evenly, styles by their shares."""
+    drawn = [draw(rng, "train", FAMILIES[rng.choice(families)], rng.choice(steps)) for _ in range(size)]
+    chosen = rng.choices(list(styles), weights=list(styles.values()), k=size)
+    texts = [write_document(problem, style, rng) for problem, style in zip(drawn, chosen, strict=True)]
+    return collate(tokenizer, drawn, texts)
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Problem], texts: Sequence[str]) -> Batch:
+    """Tokenise and pad the problems' documents."""
+    rows = tokenizer(list(texts))["input_ids"]
+    prompts = tokenizer([write_prompt(problem) for problem in drawn])["input_ids"]
+    longest = max(map(len, rows))
+    ids_BT = torch.full((len(rows), longest), tokenizer.convert_tokens_to_ids(PAD))
+    weights_BT = torch.zeros(len(rows), longest)
+    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids_BT[index, : len(row)] = torch.tensor(row)
+        weights_BT[index, 1 : len(prompt)] = QUESTION_WEIGHT
+        weights_BT[index, len(prompt) : len(row)] = 1.0
+    answer_B = torch.tensor([len(row) - 2 for row in rows])  # the answer is one token, and the end follows it
+    return Batch(ids_BT, weights_BT, answer_B, tuple(drawn))

@@ -1,0 +1,75 @@
+"""What a problem is, and how the steps of its story are told."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+WOMEN = ("Anna", "Alice", "Clara", "Dora", "Emma", "Grace", "Julia", "Kate", "Lucy", "Mary", "Nina", "Sara")
+MEN = ("Ben", "Bob", "Carl", "David", "Frank", "Henry", "Jack", "Leo", "Mark", "Oscar", "Paul", "Tom")
+MAX_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its answer, and the notes that lead there."""
+
+    family: str
+    question: str  # one paragraph of plain English
+    answer: str  # one word or number: "7", "Anna"
+    working: str  # " Monday 6 Tuesday 0": for every step its day and the state after it, one token each
+    num_steps: int
+
+
+class Family(Protocol):
+    """A kind of problem: a module with these three names."""
+
+    name: str
+
+    def sample(self, rng: random.Random, num_steps: int) -> Problem:
+        """Draw a problem of `num_steps` steps (1 to 6)."""
+        ...
+
+    def verify(self, problem: Problem, text: str) -> bool:
+        """Whether `text`, the whole of what was said after "Answer:", is the right answer."""
+        ...
+
+
+def is_answer(problem: Problem, text: str) -> bool:
+    """Exact match up to white space at the ends: every family's answer has one spelling."""
+    return text.strip() == problem.answer
+
+
+def draw_days(rng: random.Random, num_steps: int) -> list[str]:
+    """Consecutive days from a random one; a day names a step in the question and in the notes."""
+    if not 1 <= num_steps <= MAX_STEPS:
+        raise ValueError(f"num_steps is {num_steps}; it must be between 1 and {MAX_STEPS}")
+    first = rng.randrange(len(DAYS))
+    return [DAYS[(first + step) % len(DAYS)] for step in range(num_steps)]
+
+
+def narrate(rng: random.Random, subject: str, deeds: Sequence[str], days: Sequence[str]) -> str:
+    """Tell the deeds in sentences of their own or in one; `subject` is "" where every deed names its own.
+
+    The day comes after its deed: a causal model has then read the whole step where it meets the day.
+    """
+    told = [f"{deed} on {day}" for deed, day in zip(deeds, days, strict=True)]
+    lead = f"{subject} " if subject else ""
+    match rng.randrange(4):
+        case 0:
+            return f"{lead}{listed(told)}."
+        case 1:
+            return f"{lead}{', then '.join(told)}."
+        case _:
+            return " ".join(f"{lead}{step}." for step in told)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join as English does: "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+
+
+def write_notes(days: Sequence[str], states: Sequence[object]) -> str:
+    """The working: every step's day and the state after it."""
+    return "".join(f" {day} {state}" for day, state in zip(days, states, strict=True))

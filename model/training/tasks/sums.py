@@ -1,0 +1,63 @@
+"""A person's things grow, shrink, double, triple and halve; how many are there at the end?
+
+Counts stay between 0 and 20. Doubling and halving make the order matter: no step can be added up without the ones before.
+"""
+
+import random
+
+from .problem import MEN, WOMEN, Problem, draw_days, is_answer, narrate, write_notes
+
+name = "sums"
+verify = is_answer
+
+MOST = 20
+ITEMS = (
+    "apples", "balls", "beads", "books", "cards", "coins", "eggs", "flowers", "marbles", "nuts",
+    "pears", "pencils", "shells", "stamps", "stones", "sweets",
+)  # fmt: skip
+STARTS = ("{who} has {state} {items}.", "{who} starts with {state} {items}.", "{who} owns {state} {items}.")
+ADD = ("buys {n} more", "buys {n}", "finds {n} more", "finds {n}", "gets {n} more", "gets {n}")
+TAKE = ("loses {n}", "gives away {n}", "gives {n} away", "sells {n}", "uses {n}")
+DOUBLE = ("doubles them", "doubles the lot", "doubles the number")
+TRIPLE = ("triples them", "triples the lot", "triples the number")
+HALVE = ("gives away half", "gives half away", "loses half", "sells half", "gives half of them away")
+KEEP = ("loses all but {n}", "sells all but {n}", "gives away all but {n}")
+ASKS = (
+    "How many {items} does {who} have now?",
+    "How many {items} does {who} have at the end?",
+    "How many {items} are there now?",
+    "How many {items} are left?",
+    "How many does {who} have now?",
+)
+
+
+def sample(rng: random.Random, num_steps: int) -> Problem:
+    """Draw a worded sum of `num_steps` steps."""
+    days = draw_days(rng, num_steps)
+    who, pronoun = rng.choice([(who, "She") for who in WOMEN] + [(who, "He") for who in MEN])
+    items = rng.choice(ITEMS)
+    state = rng.randint(2, 12)
+    parts = [rng.choice(STARTS).format(who=who, state=state, items=items)]
+    deeds, states = [], []
+    for _ in days:
+        deed, state = _change(rng, state)
+        deeds.append(deed)
+        states.append(state)
+    parts.append(narrate(rng, rng.choice((pronoun, pronoun, who)), deeds, days))
+    parts.append(rng.choice(ASKS).format(who=who, items=items))
+    return Problem(name, " ".join(parts), str(state), write_notes(days, states), num_steps)
+
+
+def _change(rng: random.Random, state: int) -> tuple[str, int]:
+    """A deed that leaves a whole number of things in range, and the count after it."""
+    n = rng.randint(1, 9)
+    choices = ((ADD, state + n), (ADD, state + n), (TAKE, state - n), (TAKE, state - n))
+    if state:
+        choices += ((DOUBLE, 2 * state), (DOUBLE, 2 * state), (TRIPLE, 3 * state), (TRIPLE, 3 * state))
+        choices += ((HALVE, state // 2),) * 3 if state % 2 == 0 else ()
+        choices += ((KEEP, n),) if n < state and rng.random() < 0.5 else ()
+    allowed = [choice for choice in choices if 0 <= choice[1] <= MOST]
+    if not allowed:
+        return _change(rng, state)
+    wordings, after = rng.choice(allowed)
+    return rng.choice(wordings).format(n=n), after
