@@ -77,6 +77,11 @@ class Loop:
         _drop_log_after(self.folder / LOG_FILE, self.step)
         return True
 
+    def start_afresh(self) -> None:
+        """Forget what an earlier run left in the folder."""
+        for name in (STATE_FILE, LOG_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
     def run(self, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
         """Train to the last step. Raises DivergedError naming the step whose loss is not a number."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,11 +118,11 @@ class Loop:
         loss, facts = loss_at(self.step)
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip))
-        if not (math.isfinite(float(loss)) and math.isfinite(norm)):
-            raise DivergedError(f"loss {float(loss)} and gradient norm {norm} at step {self.step}")
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+            raise DivergedError(f"loss {loss.item()} and gradient norm {norm} at step {self.step}")
         self.optimizer.step()
         self.step += 1
-        return {"loss": float(loss), **facts, "norm": norm, "lr": lr}
+        return {"loss": loss.item(), **facts, "norm": norm, "lr": lr}
 
 
 def seed_everything(seed: int, step: int) -> None:

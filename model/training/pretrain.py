@@ -1,0 +1,148 @@
+"""Make the base that learns to think: a small Llama that reasons in an aside, and guesses without one.
+
+First the main corpus: 60 % of the documents hold their working in an aside opened by a dash, 40 % answer at once. Then a
+shorter continuation in which the dash opens notes only some of the time and idle talk otherwise, so that thoughts opened
+by that dash are mediocre until they are trained.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .data import PAD, Batch, Style, build_tokenizer, make_batch
+from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
+from .tasks import FAMILIES, MAX_STEPS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train pretrain`; 0 when the base is written, 2 for arguments that cannot be, 1 if training failed."""
+    args = _parser().parse_args(argv)
+    try:
+        _check(args)
+        pretrain(args)
+    except ValueError as error:
+        print(f"quietserve train pretrain: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"quietserve train pretrain: {error}; the last state is in {args.out}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Train as the arguments say and write the base into `args.out`."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, args.width, args.layers, args.heads)
+    total = args.steps + args.idle_steps
+    recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads")}
+    config = LoopConfig(total, seed=args.seed, save_every=args.save_every)
+    loop = Loop(model, make_optimizer(model, args.weight_decay), lambda k: lr_at(args, k), config, args.out, recipe)
+    if not (args.resume and loop.resume()):
+        loop.start_afresh()
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = make_batch(tokenizer, step_rng(args.seed, step), args.batch, *mixture_at(args, step), args.families)
+        return document_loss(model, batch), {}
+
+    loop.run(loss_at)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> LlamaForCausalLM:
+    """A Llama with random weights of standard deviation width^-0.5 (the usual 0.02 learns nothing at these widths)."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=1024,
+            initializer_range=width**-0.5,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        )
+    )
+
+
+def document_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Weighted mean of the next-token loss.
+
+    Padding stands on the right, where no real token sees it: the forward needs no mask.
+    """
+    logits_BTV = model(input_ids=batch.ids_BT[:, :-1], use_cache=False).logits
+    loss_N = functional.cross_entropy(logits_BTV.flatten(0, 1), batch.ids_BT[:, 1:].flatten(), reduction="none")
+    weights_N = batch.weights_BT[:, 1:].flatten()
+    return (loss_N * weights_N).sum() / weights_N.sum()
+
+
+def lr_at(args: argparse.Namespace, step: int) -> float:
+    """The learning rate: each of the two phases warms up and decays on its own."""
+    if step < args.steps:
+        return decay_linearly(step, args.steps, args.lr, args.warmup)
+    return decay_linearly(step - args.steps, args.idle_steps, args.idle_lr, args.warmup)
+
+
+def mixture_at(args: argparse.Namespace, step: int) -> tuple[Mapping[Style, float], range]:
+    """The shares of the three kinds of document, and the numbers of steps their problems have."""
+    if step >= args.steps:
+        aside = 1 - args.direct
+        shares = {"direct": args.direct, "notes": aside * args.notes, "idle": aside * (1 - args.notes)}
+        return shares, range(1, MAX_STEPS + 1)
+    longest = min(MAX_STEPS, 1 + int(MAX_STEPS * step / (args.steps * args.curriculum)))
+    return {"direct": args.direct, "notes": 1 - args.direct}, range(1, longest + 1)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("steps", "batch", "width", "layers", "heads", "threads", "save_every"):
+        _require(getattr(args, name) >= 1, name, getattr(args, name), "1 or more")
+    _require(args.idle_steps >= 0, "idle_steps", args.idle_steps, "0 or more")
+    _require(args.width % (2 * args.heads) == 0, "width", args.width, f"a multiple of {2 * args.heads} (twice the heads)")
+    for name in ("direct", "notes"):
+        _require(0 <= getattr(args, name) <= 1, name, getattr(args, name), "between 0 and 1")
+    for name in ("lr", "idle_lr", "curriculum"):
+        _require(getattr(args, name) > 0, name, getattr(args, name), "above 0")
+    for family in args.families:
+        _require(family in FAMILIES, "families", family, "among " + ", ".join(FAMILIES))
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quietserve train pretrain", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the base, the log and the state to resume from")
+    add("--seed", type=int, default=0, help="same seed, same base (%(default)s)")
+    add("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    add("--steps", type=int, default=1600, help="steps on the main corpus (%(default)s)")
+    add("--idle-steps", type=int, default=300, help="steps of the continuation with idle talk (%(default)s)")
+    add("--batch", type=int, default=32, help="documents a step (%(default)s)")
+    add("--lr", type=float, default=4e-3, help="highest learning rate on the main corpus (%(default)s)")
+    add("--idle-lr", type=float, default=1e-3, help="highest learning rate of the continuation (%(default)s)")
+    add("--warmup", type=int, default=50, help="steps of warm-up in each phase (%(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="of matrices (%(default)s)")
+    add("--curriculum", type=float, default=0.4, help="share of the main corpus over which problems lengthen (%(default)s)")
+    add("--direct", type=float, default=0.4, help="share of documents that answer at once (%(default)s)")
+    add("--notes", type=float, default=0.3, help="share of the continuation's asides that are notes (%(default)s)")
+    add("--width", type=int, default=96, help="hidden size (%(default)s)")
+    add("--layers", type=int, default=3, help="decoder layers (%(default)s)")
+    add("--heads", type=int, default=4, help="attention heads (%(default)s)")
+    add("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families (all)")
+    add("--save-every", type=int, default=200, help="steps between saved states (%(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads; a run repeats bit for bit on one (%(default)s)")
+    return parser
