@@ -85,8 +85,7 @@ class CachedAttention:
             places_N = (slots_N[rows_N] - first) * width + ranks_N[rows_N]
             padded = np.zeros((3, (last - first + 1) * width), dtype=np.int64)
             padded[:, places_N] = sees_3N[:, rows_N]
-            # A row sees its own column, so the columns written bound from below the columns seen.
-            low, high = min(0, int(columns_N[rows_N].min())), max(1, int(sees_3N[0, rows_N].max()))
+            low, high = min(0, int(sees_3N[1, rows_N].min())), max(1, int(sees_3N[0, rows_N].max()))
             sees = torch.from_numpy(padded).to(device).view(3, -1, width, 1)
             group = _Group(
                 slots=slice(first, last + 1),

@@ -26,6 +26,8 @@ class Draw:
 
 def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token a row. Penalties and bias first, then temperature, top-k, top-p, min-p, then Gumbel-max."""
+    if not draws:
+        return []
     logits_MV = torch.stack([_adjust(row, draw) for row, draw in zip(logits_MV, draws, strict=True)])
     warm = [i for i, draw in enumerate(draws) if draw.params.temperature > 0]
     chosen = logits_MV.argmax(-1)

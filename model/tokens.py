@@ -85,7 +85,7 @@ class TextStream:
 
     def __init__(self, tokens: Tokens, stop: Sequence[str] = ()) -> None:
         self._tokens = tokens
-        self._stop = stop
+        self.stop = stop  # may be exchanged between tokens
         self._ids: list[int] = []
         self._begin = 0  # decoding restarts here, so that the cost of a token does not grow with the text
         self._read = 0  # ids before it are in `_held` or were handed out
@@ -113,11 +113,11 @@ class TextStream:
 
     def _release(self, text: str) -> str:
         held = self._held + text
-        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        found = [at for at in (held.find(stop) for stop in self.stop) if at >= 0]
         if found:
             self.stopped, self._held = True, ""
             return held[: min(found)]
-        keep = max((_overlap(held, stop) for stop in self._stop), default=0)
+        keep = max((_overlap(held, stop) for stop in self.stop), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 

@@ -1,0 +1,192 @@
+"""The bodies of replies. They are written without the fields that were not set."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is not a success."""
+
+    error: ErrorBody
+
+
+class UsageDetails(BaseModel):
+    """Parts of `completion_tokens`."""
+
+    reasoning_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens read, and every token decoded: visible ones and thoughts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: UsageDetails
+
+
+class ThoughtReply(BaseModel):
+    """What was thought before the choice's visible token number `position`."""
+
+    position: int
+    token: str
+    thought: str
+    token_ids: list[int]
+    mixing_weight: float
+    thought_index: int
+
+
+class PromptLogprob(BaseModel):
+    """A prompt token, or an alternative to it; the rank is known among those reported."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+# Fields of a reply that only some requests ask for have a default; replies are written without fields that were not set.
+class _Choice(BaseModel):
+    index: int
+    finish_reason: FinishReason | None
+    thoughts: list[ThoughtReply] = []
+    token_ids: list[int] = []
+
+
+class CompletionLogprobs(BaseModel):
+    """Four lists, one entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(_Choice):
+    """One text, or a piece of one."""
+
+    text: str
+    logprobs: CompletionLogprobs | None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    prompt_token_ids: list[int] = []
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] = []
+
+
+class CompletionReply(BaseModel):
+    """POST /v1/completions; of a stream, each event."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TopLogprob):
+    """A decided token and its alternatives."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """One entry a token."""
+
+    content: list[ChatLogprob]
+
+
+class ChatMessage(BaseModel):
+    """The answer, or a piece of it."""
+
+    role: Literal["assistant"]
+    content: str
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChatChoice(_Choice):
+    """One answer."""
+
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatChunkChoice(_Choice):
+    """A piece of one answer."""
+
+    delta: ChatMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatReply(BaseModel):
+    """POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] = []
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] = []
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    prompt_token_ids: list[int] = []
+
+
+class Capabilities(BaseModel):
+    """What may be asked of a model."""
+
+    thinking: bool
+    max_thought_depth: int
+    self_correction: bool
+    rankers: list[str]
+    probes: list[str]
+
+
+class ModelReply(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["quietserve"] = "quietserve"
+    parent: str | None
+    max_model_len: int
+    capabilities: Capabilities
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelReply]

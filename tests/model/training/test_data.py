@@ -1,0 +1,111 @@
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from quietserve.model.training.data import (
+    DASH,
+    END,
+    EOS,
+    IDLE_WORDS,
+    START,
+    build_tokenizer,
+    make_batch,
+    write_document,
+    write_prompt,
+)
+from quietserve.model.training.tasks import FAMILIES, MAX_STEPS
+from transformers import AutoTokenizer
+
+tokenizer = build_tokenizer()
+PROBLEM = FAMILIES["dial"].sample(random.Random(3), 4)
+
+
+def ids(text: str) -> list[int]:
+    return tokenizer(text)["input_ids"]
+
+
+@given(st.text())
+def test_any_text_survives_the_round_trip(text: str):
+    encoded = tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert tokenizer.decode(encoded) == text
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 2**32), st.integers(1, MAX_STEPS))
+def test_a_step_of_working_is_two_tokens_and_an_answer_one(name: str, seed: int, num_steps: int):
+    problem = FAMILIES[name].sample(random.Random(seed), num_steps)
+    assert len(ids(problem.working)) == 2 * num_steps
+    assert len(ids(f" {problem.answer}")) == 1
+
+
+def test_every_word_and_every_state_is_one_token():
+    for word in (*IDLE_WORDS, "---", *range(21)):
+        assert len(ids(f" {word}")) == 1
+    assert len(ids(write_prompt(PROBLEM))) == len(write_prompt(PROBLEM).replace(".", " .").replace("?", " ?").split()) + 3
+
+
+def test_a_document_is_its_parts_joined_so_a_prompt_cuts_no_token():
+    rng = random.Random(0)
+    prompt, answer = ids(write_prompt(PROBLEM)), ids(f" {PROBLEM.answer}{EOS}")
+    assert ids(write_document(PROBLEM, "direct", rng)) == prompt + answer
+    notes = ids(DASH) + ids(PROBLEM.working) + ids(DASH)
+    assert ids(write_document(PROBLEM, "notes", rng)) == prompt + notes + answer
+
+
+def test_idle_talk_is_two_to_ten_words_between_dashes():
+    rng = random.Random(0)
+    lengths = set()
+    for _ in range(200):
+        _, talk, answer = write_document(PROBLEM, "idle", rng).split(DASH)
+        assert set(talk.split()) <= set(IDLE_WORDS)
+        assert answer == f" {PROBLEM.answer}{EOS}"
+        lengths.add(len(ids(talk)))
+    assert lengths == set(range(2, 11))
+
+
+def test_the_chat_template_renders_the_training_prompt():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{PROBLEM.question}\n"}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert rendered == write_prompt(PROBLEM)
+
+
+def test_earlier_turns_are_paragraphs_that_end():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert rendered == f"Question: a\nAnswer: b{EOS}Question: c\nAnswer:"
+
+
+def test_thought_markers_are_tokens_of_their_own_that_no_document_holds():
+    markers = [tokenizer.convert_tokens_to_ids(marker) for marker in (START, END)]
+    assert len({*markers, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 4
+    batch = make_batch(tokenizer, random.Random(0), 64, {"direct": 1, "notes": 1, "idle": 1}, range(1, 7))
+    assert not torch.isin(batch.ids_BT, torch.tensor(markers)).any()
+
+
+def test_a_saved_tokenizer_loads_as_any_other(tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = write_document(PROBLEM, "notes", random.Random(0))
+    assert loaded(text)["input_ids"] == ids(text)
+    assert loaded.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("style", ["direct", "notes", "idle"])
+def test_a_batch_weighs_question_answer_and_padding(style):
+    batch = make_batch(tokenizer, random.Random(5), 16, {style: 1.0}, range(1, 7))
+    for row, problem in enumerate(batch.problems):
+        prompt, length = len(ids(write_prompt(problem))), int(batch.answer_B[row]) + 2
+        weights = batch.weights_BT[row]
+        assert weights[0] == 0
+        assert (weights[1:prompt] == torch.tensor(0.1)).all()
+        assert (weights[prompt:length] == 1).all()
+        assert (weights[length:] == 0).all()
+        assert tokenizer.decode(batch.ids_BT[row, length - 2 : length]) == f" {problem.answer}{EOS}"
+        assert (batch.ids_BT[row, length:] == tokenizer.pad_token_id).all()
+
+
+def test_a_batch_depends_on_its_generator_alone():
+    drawn = [make_batch(tokenizer, random.Random(seed), 8, {"idle": 1.0}, [2]) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0].ids_BT, drawn[1].ids_BT)
+    assert drawn[0].problems != drawn[2].problems

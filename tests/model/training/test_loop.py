@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from quietserve.model.training.loop import (
+    DivergedError,
+    Loop,
+    LoopConfig,
+    decay_linearly,
+    make_optimizer,
+    step_rng,
+)
+from torch import nn
+
+
+def make_loop(folder, recipe=None, **config) -> Loop:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    config = LoopConfig(**{"steps": 12, "seed": 7, "log_every": 1, "save_every": 4, **config})
+    return Loop(model, make_optimizer(model, 0.1), lambda k: decay_linearly(k, 12, 0.01, 2), config, folder, recipe or {})
+
+
+def loss_of(loop: Loop, die_at: int | None = None, nan_at: int | None = None):
+    def loss_at(step: int):
+        if step == die_at:
+            raise KeyboardInterrupt
+        x = torch.tensor([step_rng(7, step).random() for _ in range(20)]).view(5, 4)
+        loss = (loop.model(x) - torch.randn(5, 1)).square().mean()
+        return loss * (float("nan") if step == nan_at else 1), {"drawn": float(x.sum())}
+
+    return loss_at
+
+
+def weights(loop: Loop) -> list[torch.Tensor]:
+    return [value.clone() for value in loop.model.state_dict().values()]
+
+
+@pytest.mark.parametrize("die_at", [4, 6, 11])
+def test_a_killed_run_continued_is_the_uninterrupted_run(tmp_path, die_at):
+    whole = make_loop(tmp_path / "whole")
+    whole.run(loss_of(whole))
+    killed = make_loop(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(loss_of(killed, die_at=die_at))
+    torch.manual_seed(99)
+    resumed = make_loop(tmp_path / "killed")
+    assert resumed.resume()
+    assert resumed.step == die_at // 4 * 4
+    resumed.run(loss_of(resumed))
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "killed/log.jsonl").read_text()
+
+
+def test_there_is_nothing_to_resume_in_a_new_folder(tmp_path):
+    assert not make_loop(tmp_path / "new").resume()
+
+
+def test_a_run_killed_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
+    loop = make_loop(tmp_path)
+    loop.run(loss_of(loop))
+    before = (tmp_path / "state.pt").read_bytes()
+
+    def die(state, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.save()
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_spares_the_weights(tmp_path):
+    loop = make_loop(tmp_path)
+    with pytest.raises(DivergedError, match="step 9"):
+        loop.run(loss_of(loop, nan_at=9))
+    assert all(value.isfinite().all() for value in weights(loop))
+    again = make_loop(tmp_path)
+    assert again.resume()
+    assert again.step == 8
+
+
+def test_a_state_of_another_recipe_is_refused_by_name(tmp_path):
+    loop = make_loop(tmp_path, {"width": 64, "lr": 1.0})
+    loop.run(loss_of(loop))
+    with pytest.raises(ValueError, match="width 64, not 96"):
+        make_loop(tmp_path, {"width": 96, "lr": 1.0}).resume()
+
+
+def test_a_broken_state_is_refused_by_its_file(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(ValueError, match=r"state\.pt is not a saved training state"):
+        make_loop(tmp_path).resume()
+
+
+def test_starting_afresh_forgets_state_and_log(tmp_path):
+    loop = make_loop(tmp_path)
+    loop.run(loss_of(loop))
+    loop.start_afresh()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_has_a_line_of_numbers_for_every_step(tmp_path):
+    loop = make_loop(tmp_path)
+    loop.run(loss_of(loop))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert set(lines[0]) == {"step", "loss", "drawn", "norm", "lr"}
+
+
+def test_the_rate_rises_stays_and_falls_from_half_way():
+    rates = [decay_linearly(k, 100, 1.0, 10) for k in range(100)]
+    assert rates[0] == 0.1
+    assert rates[9:51] == [1.0] * 42
+    assert rates[75] == 0.5
+    assert 0 < rates[-1] <= 0.02
+
+
+def test_named_parameters_learn_faster_and_only_matrices_decay(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    groups = make_optimizer(model, 0.1, {"1.": 6.0}).param_groups
+    facts = {(group["lr_scale"], group["weight_decay"]): len(group["params"]) for group in groups}
+    assert facts == {(1.0, 0.1): 1, (1.0, 0.0): 1, (6.0, 0.1): 1, (6.0, 0.0): 1}
