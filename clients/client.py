@@ -61,7 +61,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reply:
-    """The answers to a prompt; `raw` is the whole JSON body, for what has no name here."""
+    """The answers to a conversation or a prompt; `raw` is the whole JSON body, for what has no name here."""
 
     model: str
     choices: tuple[Choice, ...]
@@ -82,11 +82,6 @@ class Reply:
     def thoughts(self) -> tuple[Thought, ...]:
         """The first answer's thoughts, empty unless `return_thoughts` asked for them."""
         return self.choices[0].thoughts
-
-
-@dataclass(frozen=True)
-class ChatReply(Reply):
-    """The answers to a conversation."""
 
     @property
     def reasoning(self) -> str:
@@ -152,19 +147,17 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None = None
 
 
-def chat_call(
-    messages: str | Sequence[Message], thought_depth: int | None, params: Mapping[str, Any]
-) -> Call[ChatReply]:
+def chat_call(messages: str | Sequence[Message], thought_depth: int | None, params: Mapping[str, Any]) -> Call[Reply]:
     """Ask for an answer to a conversation; a string is one user's message."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     body = _build_body({"messages": list(messages)}, thought_depth, params)
-    return Call("POST", "/v1/chat/completions", _parse_chat, body)
+    return Call("POST", "/v1/chat/completions", _parse_reply, body)
 
 
 def complete_call(prompt: Prompt, thought_depth: int | None, params: Mapping[str, Any]) -> Call[Reply]:
     """Ask for the continuation of a text, of token ids, or of a list of either."""
-    return Call("POST", "/v1/completions", _parse_completion, _build_body({"prompt": prompt}, thought_depth, params))
+    return Call("POST", "/v1/completions", _parse_reply, _build_body({"prompt": prompt}, thought_depth, params))
 
 
 def streamed(call: Call[Any]) -> Call[tuple[Delta, ...]]:
@@ -259,19 +252,11 @@ def _build_body(body: dict[str, Any], thought_depth: int | None, params: Mapping
     return body | {name: value for name, value in given.items() if value is not None}
 
 
-def _parse_chat(body: Any) -> ChatReply:
-    return ChatReply(**_parse_reply(body))
-
-
-def _parse_completion(body: Any) -> Reply:
-    return Reply(**_parse_reply(body))
-
-
-def _parse_reply(body: Any) -> dict[str, Any]:
+def _parse_reply(body: Any) -> Reply:
     choices = tuple(Choice(finish_reason=raw["finish_reason"], **_parse_choice(raw)) for raw in body["choices"])
     if not choices:
         raise ValueError("no choices")
-    return {"model": body["model"], "choices": choices, "usage": _parse_usage(body["usage"]), "raw": body}
+    return Reply(body["model"], choices, _parse_usage(body["usage"]), raw=body)
 
 
 def _parse_chunk(body: Any) -> tuple[Delta, ...]:
@@ -375,7 +360,7 @@ class Client:
         self._http = httpx.Client(transport=transport, **_http_options(base_url, api_key, timeout_s))
         self.base_url = base_url
 
-    def chat(self, messages: str | Sequence[Message], *, thought_depth: int | None = None, **params: Any) -> ChatReply:
+    def chat(self, messages: str | Sequence[Message], *, thought_depth: int | None = None, **params: Any) -> Reply:
         """Answer a conversation, or one question given as a string."""
         return self._send(chat_call(messages, thought_depth, params))
 
@@ -449,7 +434,7 @@ class AsyncClient:
 
     async def chat(
         self, messages: str | Sequence[Message], *, thought_depth: int | None = None, **params: Any
-    ) -> ChatReply:
+    ) -> Reply:
         """Answer a conversation, or one question given as a string."""
         return await self._send(chat_call(messages, thought_depth, params))
 

@@ -17,7 +17,9 @@ SUMMARIES = {
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        exit_code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return exit_code
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:

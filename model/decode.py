@@ -16,7 +16,7 @@ from .cache import Cache
 from .config import SamplingParams
 from .quiet_model import QuietModel
 from .sampling import Draw, sample, sample_thoughts, top_logprobs
-from .thoughts import Rows, Thought, advance
+from .thoughts import Choose, Rows, Thought, advance
 from .tokens import TextStream, Tokens
 
 
@@ -63,6 +63,7 @@ class Decoding:
         self.thoughts: deque[Thought] = deque()  # in flight, oldest first
         self.hidden: dict[int, Tensor] = {}  # base hidden states of the positions to decide
         self.text = TextStream(tokens)
+        self.thinking = False  # a thought took part in the last forward
         self.num_thought_tokens = 0
         self.finish_reason: str | None = None
 
@@ -111,10 +112,19 @@ class Decoder:
         cache: decides how many attempts run, how long and how deep they may be; its lanes are how many thoughts of one
             attempt may be in flight at once.
         prefill_chunk: most prompt tokens of one attempt read in one forward.
+        choose: who picks the tokens of thoughts; seeded noise unless a study wants otherwise.
     """
 
-    def __init__(self, model: QuietModel, tokens: Tokens, cache: Cache, prefill_chunk: int = 256) -> None:
+    def __init__(
+        self,
+        model: QuietModel,
+        tokens: Tokens,
+        cache: Cache,
+        prefill_chunk: int = 256,
+        choose: Choose | None = None,
+    ) -> None:
         self.model, self.tokens, self.cache, self.prefill_chunk = model, tokens, cache, prefill_chunk
+        self._choose = choose or _choose_thoughts
         self.num_rows = 0  # of the last forward
 
     def start(self, slot: int, prompt: Sequence[int], params: SamplingParams) -> Decoding:
@@ -143,7 +153,7 @@ class Decoder:
         for decoding, span in zip(decodings, spans, strict=True):
             self._keep(decoding, span, hidden_NH)
         thoughts = [t for d in decodings for t in d.thoughts if not t.ended]
-        advance(self.model, thoughts, hidden_NH, _choose_thoughts)
+        advance(self.model, thoughts, hidden_NH, self._choose)
         return self._decide([due for decoding in decodings for due in self._due(decoding)])
 
     def _enter(self, decoding: Decoding, rows: Rows) -> range:
@@ -156,6 +166,7 @@ class Decoder:
             if len(decoding.thoughts) == self.cache.lanes:
                 break
             decoding.thoughts.append(self._new_thought(decoding))
+        decoding.thinking = bool(decoding.thoughts)
         for thought in decoding.thoughts:
             if not thought.ended:  # one that has ended may still wait for an older one
                 thought.enter(rows)

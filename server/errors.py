@@ -116,7 +116,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case QueueFullError():
             return UnavailableError("The queue is full. Try again later.", code="queue_full")
         case EngineClosedError():
-            return UnavailableError("The server is shutting down.", code="draining", retry_after_s=5)
+            return UnavailableError("The server takes no new work.", code="draining", retry_after_s=5)
         case EngineError():
             return InternalError(_line(error))
     return InternalError("The server failed to answer this request.")
@@ -166,7 +166,9 @@ def _from_http(error: HTTPException) -> ApiError:
 
 def _path(parts: Iterable[str | int]) -> str:
     """Where in the body, as one writes it: `messages[0].content`. Keys are a client's: whatever they hold, it is one short line."""
-    names = (f"[{part}]" if isinstance(part, int) else f".{part if part.isidentifier() else part!r:.64}" for part in parts)
+    names = (
+        f"[{part}]" if isinstance(part, int) else f".{part if part.isidentifier() else part!r:.64}" for part in parts
+    )
     return "".join(names).removeprefix(".")
 
 

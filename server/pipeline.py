@@ -1,11 +1,11 @@
-"""One request's way through the engine: its prompts and choices become attempts, and their progress comes back by choice."""
+"""One request's way through the engine: its prompts and choices become attempts, whose progress comes back by choice."""
 
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ..model.config import SamplingParams
 from .errors import ContextLengthError, InvalidRequestError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..model.decode import Progress, Token
     from .engine import Engine
 
-Request = CompletionRequest | ChatRequest
+GenerationRequest = CompletionRequest | ChatRequest
 
 EFFORT_DEPTHS = {"none": 0, "minimal": 1, "low": 2, "medium": 4, "high": 8, "xhigh": 12}
 DEFAULT_COMPLETION_TOKENS = 16
@@ -24,7 +24,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one or more choices continue."""
+    """What choices continue."""
 
     ids: tuple[int, ...]
     text: str | None = None  # as the client wrote it; None where it sent ids or messages
@@ -34,7 +34,7 @@ class Prompt:
 class Plan:
     """The attempts of one request, one for each choice; choice i continues prompt i // n."""
 
-    request: Request
+    request: GenerationRequest
     prompts: list[Prompt]
     attempts: list[Attempt]
 
@@ -51,7 +51,6 @@ class Answer:
     tokens: "list[Token]" = field(default_factory=list)
     prompt: "list[Token]" = field(default_factory=list)
     finish_reason: str | None = None
-    num_thought_tokens: int = 0
 
     def add(self, progress: "Progress") -> None:
         """Append what one step decided."""
@@ -59,14 +58,10 @@ class Answer:
         self.tokens += progress.tokens
         self.prompt += progress.prompt
         self.finish_reason = progress.finish_reason
-        self.num_thought_tokens += progress.num_thought_tokens
 
 
 class Run:
-    """A plan that the engine is working on.
-
-    Whoever iterates over it must close the iterator (`contextlib.aclosing`): that cancels what has not ended.
-    """
+    """A plan that the engine works on; a context manager: whatever has not ended when it is left is cancelled."""
 
     def __init__(self, engine: "Engine", plan: Plan) -> None:
         self.plan = plan
@@ -74,35 +69,192 @@ class Run:
         self.num_thought_tokens = 0
         self._engine = engine
         self._tickets = engine.submit(plan.attempts)
+        self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
+        self._readers: list[asyncio.Task[None]] = []
+
+    def __enter__(self) -> Self:
+        self._readers = [asyncio.create_task(self._read(i, ticket)) for i, ticket in enumerate(self._tickets)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ticket, reader in zip(self._tickets, self._readers, strict=True):
+            self._engine.cancel(ticket)
+            reader.cancel()
 
     async def progress(self) -> "AsyncIterator[tuple[int, Progress]]":
-        """What is decided, as it is decided, with the index of its choice. Raises EngineError."""
-        arrived: asyncio.Queue[tuple[int, Progress] | BaseException | None] = asyncio.Queue()
-        readers = [asyncio.create_task(self._read(i, ticket, arrived)) for i, ticket in enumerate(self._tickets)]
-        running = len(readers)
-        try:
-            while running:
-                item = await arrived.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    running -= 1
-                    continue
-                self.num_visible_tokens += len(item[1].tokens)
-                self.num_thought_tokens += item[1].num_thought_tokens
-                yield item
-        finally:
-            for ticket in self._tickets:
-                self._engine.cancel(ticket)
-            for reader in readers:
-                reader.cancel()
+        """What is decided, when it is decided, with the index of its choice. Raises EngineError."""
+        running = len(self._tickets)
+        while running:
+            arrived = await self._arrived.get()
+            if isinstance(arrived, Exception):
+                raise arrived
+            _, progress = arrived
+            self.num_visible_tokens += len(progress.tokens)
+            self.num_thought_tokens += progress.num_thought_tokens
+            running -= progress.finish_reason is not None
+            yield arrived
 
     async def answers(self) -> list[Answer]:
-        """Every choice, once all have ended. Raises EngineError."""
+        """Every choice, when all have ended. Raises EngineError when the first one fails."""
         answers = [Answer() for _ in self._tickets]
-        progress = self.progress()
-        ...
+        async for index, progress in self.progress():
+            answers[index].add(progress)
         return answers
 
-    async def _read(self, index: int, ticket: Ticket, arrived: asyncio.Queue) -> None:
-        ...
+    async def _read(self, index: int, ticket: Ticket) -> None:
+        try:
+            async for progress in self._engine.results(ticket):
+                self._arrived.put_nowait((index, progress))
+        except Exception as error:  # whoever iterates over `progress` is to see it
+            self._arrived.put_nowait(error)
+
+
+class Pipeline:
+    """Plans requests and starts them.
+
+    Args:
+        engine: what decodes.
+        default_thought_depth: of requests that name none; None is the depth the checkpoint was trained at.
+    """
+
+    def __init__(self, engine: "Engine", default_thought_depth: int | None = None) -> None:
+        self.engine = engine
+        self.draining = False
+        trained = engine.quiet.thought_depth if engine.quiet else 0
+        self._default_depth = (
+            min(trained, engine.max_thought_depth) if default_thought_depth is None else default_thought_depth
+        )
+
+    def start(self, request: GenerationRequest) -> Run:
+        """Hand a request to the engine.
+
+        Raises ApiError where it asks for what the model cannot do, PromptError, QueueFullError and EngineClosedError.
+        """
+        if self.draining:
+            raise EngineClosedError
+        return Run(self.engine, self.plan(request))
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """What a request asks of the engine. Raises ApiError and PromptError."""
+        prompts = list(self._prompts(request))
+        attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt)]
+        return Plan(request, prompts, attempts)
+
+    def _prompts(self, request: GenerationRequest) -> Iterable[Prompt]:
+        tokens = self.engine.tokens
+        if isinstance(request, ChatRequest):
+            yield Prompt(tuple(tokens.render([_as_template_reads(message) for message in request.messages])))
+            return
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                yield Prompt(tuple(tokens.encode(prompt)), prompt)
+            else:
+                yield Prompt(tuple(tokens.check(prompt)))
+
+    def _attempts(self, request: GenerationRequest, prompt: Prompt) -> Iterable[Attempt]:
+        if not prompt.ids:
+            raise InvalidRequestError("The prompt is empty.", param="prompt")
+        endpoint = "chat" if isinstance(request, ChatRequest) else "completions"
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        for sample in range(request.n):
+            yield Attempt(prompt.ids, self._params(request, prompt, attempt_seed(seed, sample)), endpoint)
+
+    def _params(self, request: GenerationRequest, prompt: Prompt, seed: int) -> SamplingParams:
+        max_tokens = self._max_tokens(request, prompt)
+        if request.min_tokens > max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens is {request.min_tokens}; it must be at most max_tokens, {max_tokens}.", param="min_tokens"
+            )
+        biases = {int(token): bias for token, bias in request.logit_bias.items()}
+        self._check_ids("logit_bias", biases)
+        self._check_ids("stop_token_ids", request.stop_token_ids)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=request.min_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=max(request.top_k, 0),
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            logit_bias=biases,
+            seed=seed,
+            stop=request.stops,
+            stop_token_ids=tuple(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            logprobs=request.num_logprobs,
+            prompt_logprobs=_prompt_logprobs(request),
+            thought_depth=self._thought_depth(request),
+            thought_temperature=self._thought_temperature(request),
+        )
+
+    def _max_tokens(self, request: GenerationRequest, prompt: Prompt) -> int:
+        """Visible tokens of a choice. Raises ContextLengthError where they do not fit behind the prompt."""
+        used, most = len(prompt.ids), self.engine.max_model_len
+        asked, room = request.token_limit, most - used
+        if asked is None and room > 0:
+            return room if isinstance(request, ChatRequest) else min(room, DEFAULT_COMPLETION_TOKENS)
+        if asked is not None and asked <= room:
+            return asked
+        where = "messages" if isinstance(request, ChatRequest) else "prompt"
+        wanted = "" if asked is None else f", {asked} in the completion"
+        raise ContextLengthError(
+            f"This model's maximum context length is {most} tokens. However, you requested {used + (asked or 0)} tokens "
+            f"({used} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
+            param=where,
+        )
+
+    def _thought_depth(self, request: GenerationRequest) -> int:
+        depth, param, most = request.thought_depth, "thought_depth", self.engine.max_thought_depth
+        if depth is None and request.chat_template_kwargs.enable_thinking is False:
+            return 0
+        if depth is None and request.reasoning_effort is not None:
+            depth, param = EFFORT_DEPTHS.get(request.reasoning_effort, most), "reasoning_effort"
+        if depth is None:
+            return self._default_depth
+        if depth > 0 and most == 0:
+            raise InvalidRequestError(
+                f"{param} asks for thoughts {depth} deep, but this model cannot think.", param=param
+            )
+        if depth > most:
+            raise InvalidRequestError(f"{param} asks for depth {depth}; it must be between 0 and {most}.", param=param)
+        return depth
+
+    def _thought_temperature(self, request: GenerationRequest) -> float:
+        if request.thought_temperature is not None:
+            return request.thought_temperature
+        return self.engine.quiet.thought_temperature if self.engine.quiet else 1.0
+
+    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
+        tokens = self.engine.tokens
+        markers = frozenset(tokens.markers.values())
+        for token in ids:
+            if not 0 <= token < tokens.num_ids:
+                raise InvalidRequestError(f"{param} has id {token}; ids are 0 to {tokens.num_ids - 1}.", param=param)
+            if token in markers:
+                raise InvalidRequestError(f"{param} has id {token}, which is a thought marker.", param=param)
+
+
+def attempt_seed(seed: int, sample: int, turn: int = 0) -> int:
+    """The seed of one attempt: 64 bits that depend on nothing but the request's seed and the attempt's place in it."""
+    parts = b"".join(part.to_bytes(8, "little", signed=True) for part in (seed, sample, turn))
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
+
+
+def _prompt_logprobs(request: GenerationRequest) -> int | None:
+    """Alternatives to score for each prompt token: the most that any field asks for."""
+    asked = [request.prompt_logprobs, request.num_logprobs if _echoes(request) else None]
+    return max((count for count in asked if count is not None), default=None)
+
+
+def _echoes(request: GenerationRequest) -> bool:
+    return isinstance(request, CompletionRequest) and request.echo
+
+
+def _as_template_reads(message: Message) -> dict[str, str]:
+    """A message as chat templates expect it: the content one string, only the fields that were sent."""
+    content = message.content if isinstance(message.content, str) else "\n".join(part.text for part in message.content)
+    role = "system" if message.role == "developer" else message.role
+    sent = {"name": message.name, "reasoning": message.reasoning, "reasoning_content": message.reasoning_content}
+    return {"role": role, "content": content, **{key: text for key, text in sent.items() if text is not None}}

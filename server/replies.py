@@ -118,7 +118,7 @@ class ChatLogprobs(BaseModel):
 class ChatMessage(BaseModel):
     """The answer, or a piece of it."""
 
-    role: Literal["assistant"]
+    role: Literal["assistant"] | None = None
     content: str
     reasoning: str | None = None
     reasoning_content: str | None = None

@@ -1,9 +1,10 @@
 """Who runs next: the bounded queue, the slots, cancellation. Knows nothing of tensors, threads or event loops."""
 
+import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,21 @@ class QueueFullError(RuntimeError):
     """More attempts wait than the queue holds."""
 
 
+class EngineClosedError(RuntimeError):
+    """The engine takes no new work: it is draining or has stopped."""
+
+
+class EngineError(RuntimeError):
+    """The engine could not finish an attempt; the message is safe to show."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One answer to decode: a prompt and how."""
 
     prompt: tuple[int, ...]
     params: SamplingParams
+    endpoint: str = ""  # that asked for it, for the metrics
 
 
 @dataclass
@@ -30,8 +40,9 @@ class Timing:
     started: float | None = None  # got a slot
     first_token: float | None = None  # decoded anything, hidden or visible
     first_output: float | None = None  # decided a visible token
+    last_output: float | None = None
     finished: float | None = None
-    thought_s: float = 0.0  # time in forwards in which one of its thoughts took part
+    thought_s: float = 0.0  # spent in forwards in which one of its thoughts took part
 
 
 _numbers = itertools.count()
@@ -39,10 +50,10 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class Ticket:
-    """One attempt's way through the engine. Ends exactly once, with a finish reason or an error."""
+    """One attempt's way through the engine. It ends exactly once."""
 
     attempt: Attempt
-    publish: Callable[["Ticket", Any], None]  # called on the device thread with each Progress, or the error it ended with
+    mailbox: Any = None  # where its news go; the engine's
     number: int = field(default_factory=lambda: next(_numbers))
     timing: Timing = field(default_factory=Timing)
     slot: int | None = None
@@ -50,4 +61,48 @@ class Ticket:
     finish_reason: str | None = None  # "stop", "length", "abort" (cancelled) or "error"
     num_output_tokens: int = 0  # visible, the end of the text included
     num_thought_tokens: int = 0
-    sequence: Any = None  # the decoder's state while it has a slot
+    decoding: Any = None  # the decoder's state while it has a slot
+
+
+class Scheduler:
+    """First come, first served: tickets wait, get the lowest free slot, and give it back when they leave."""
+
+    def __init__(self, num_slots: int, max_waiting: int) -> None:
+        self.num_slots, self.max_waiting = num_slots, max_waiting
+        self.waiting: deque[Ticket] = deque()
+        self.running: dict[int, Ticket] = {}
+        self._free = list(range(num_slots))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not self.waiting and not self.running
+
+    def add(self, tickets: Sequence[Ticket]) -> None:
+        """Queue all of them, or none: raises QueueFullError."""
+        if len(self.waiting) + len(tickets) > self.max_waiting + len(self._free):
+            raise QueueFullError(f"{len(self.waiting)} attempts are waiting; the queue holds {self.max_waiting}")
+        self.waiting.extend(tickets)
+
+    def admit(self) -> list[Ticket]:
+        """Give free slots to those who wait longest."""
+        admitted = []
+        while self.waiting and self._free:
+            ticket = self.waiting.popleft()
+            ticket.slot = heapq.heappop(self._free)
+            self.running[ticket.slot] = ticket
+            admitted.append(ticket)
+        return admitted
+
+    def remove(self, ticket: Ticket) -> None:
+        """Take a ticket out, wherever it is."""
+        if ticket.slot is None:
+            self.waiting.remove(ticket)
+        else:
+            del self.running[ticket.slot]
+            heapq.heappush(self._free, ticket.slot)
+
+    def check(self) -> None:
+        """Every slot is either free or one ticket's."""
+        assert sorted([*self._free, *self.running]) == list(range(self.num_slots))
+        assert all(ticket.slot == slot for slot, ticket in self.running.items())

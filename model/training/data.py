@@ -27,7 +27,8 @@ PAD = "<|pad|>"
 START = "<|startthought|>"
 END = "<|endthought|>"
 DASH = " ---"  # opens and closes an aside; one token
-QUESTION_WEIGHT = 0.1  # a question can hardly be foretold, but reading it is learned from trying
+DASH_TOKEN = "\u0120---"  # its name in the vocabulary
+QUESTION_WEIGHT = 0.02  # a question can hardly be foretold, but reading it is learned from trying
 
 Style = Literal["direct", "notes", "idle"]
 IDLE_WORDS = ("well", "hmm", "so", "now", "let", "me", "see", "think", "okay", "right", "maybe", "wait")

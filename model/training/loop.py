@@ -39,9 +39,8 @@ class LoopConfig:
 class Loop:
     """Steps a model from where its folder left off to the end.
 
-    `loss_at(step)` draws the step's batch and returns the loss and what to log of it; randomness in it is the step's
-    own. `lr_at(step)` is the learning rate, which a parameter group's `lr_scale` multiplies. `recipe` is whatever must be
-    equal for a saved state to be continued; a different one is a ValueError.
+    `lr_at(step)` is the learning rate, which a parameter group's `lr_scale` multiplies. `recipe` is whatever must be
+    equal for a saved state to be continued.
     """
 
     def __init__(
@@ -58,7 +57,10 @@ class Loop:
         self.step = 0  # steps done
 
     def resume(self) -> bool:
-        """Load the folder's saved state; False when there is none."""
+        """Load the folder's saved state; False when there is none.
+
+        Raises ValueError for a file that is no saved state, or one of another recipe.
+        """
         path = self.folder / STATE_FILE
         if not path.exists():
             return False
@@ -67,10 +69,8 @@ class Loop:
         except Exception as error:
             raise ValueError(f"{path} is not a saved training state: {type(error).__name__}") from error
         if differing := sorted(k for k in self.recipe if state["recipe"].get(k) != self.recipe[k]):
-            name = differing[0]
-            raise ValueError(
-                f"{path} was saved with {name} {state['recipe'].get(name)!r}, not {self.recipe[name]!r}; use another folder"
-            )
+            name, saved = differing[0], state["recipe"].get(differing[0])
+            raise ValueError(f"{path} was saved with {name} {saved!r}, not {self.recipe[name]!r}; use another folder")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -83,7 +83,11 @@ class Loop:
             (self.folder / name).unlink(missing_ok=True)
 
     def run(self, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
-        """Train to the last step. Raises DivergedError naming the step whose loss is not a number."""
+        """Train to the last step.
+
+        `loss_at(step)` draws the step's batch and returns the loss and what to log of it; its randomness is the step's
+        own. Raises DivergedError naming the step whose loss is not a number.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=self.config.steps, initial=self.step, file=sys.stderr, unit="step", mininterval=1.0)
         with bar, (self.folder / LOG_FILE).open("a") as log:

@@ -24,7 +24,9 @@ def advantages(rewards_BJP: Tensor, keep_negative: bool = True) -> Tensor:
     return advantage if keep_negative else advantage.clamp(min=0)
 
 
-def choice_logprobs(logits_NLV: Tensor, tokens_NL: Tensor, lengths_N: Tensor, ended_N: Tensor, stops: list[int]) -> Tensor:
+def choice_logprobs(
+    logits_NLV: Tensor, tokens_NL: Tensor, lengths_N: Tensor, ended_N: Tensor, stops: list[int]
+) -> Tensor:
     """Log-probability [N, L] of every choice a thought made: its tokens, then, where it ended itself, the end.
 
     Args:

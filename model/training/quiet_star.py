@@ -25,7 +25,7 @@ from ..cache import Cache
 from ..config import QuietConfig
 from ..quiet_model import QuietModel
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
-from .data import DASH, END, EOS, PAD, START, Batch, make_batch
+from .data import DASH_TOKEN, END, EOS, PAD, START, Batch, make_batch
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .losses import advantages, choice_logprobs, mean_where, policy_loss, rewards
 from .tasks import FAMILIES, MAX_STEPS
@@ -86,8 +86,8 @@ def open_base(folder: Path, depth: int) -> tuple[QuietModel, PreTrainedTokenizer
         lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"--base {folder} is not a checkpoint folder: {str(error).splitlines()[0]}") from error
-    dash, start, end, eos = tokenizer.convert_tokens_to_ids(["\u0120" + DASH.strip(), START, END, EOS])
-    quiet = QuietConfig(depth, thought_stop_tokens=("\u0120" + DASH.strip(), EOS), start_token=START, end_token=END)
+    dash, start, end, eos = tokenizer.convert_tokens_to_ids([DASH_TOKEN, START, END, EOS])
+    quiet = QuietConfig(depth, thought_stop_tokens=(DASH_TOKEN, EOS), start_token=START, end_token=END)
     model = QuietModel(Backbone(lm), quiet, hidden_ids=(start, end), stop_ids=(dash, eos))
     with torch.no_grad():
         aside = model.backbone.embed(torch.tensor(dash))
@@ -137,7 +137,7 @@ def quiet_loss(
         "weight": weight_BMS[..., 0].mean(),
         "length": sampled.lengths_BM.float().mean(),
     }
-    return loss, {name: float(value) for name, value in facts.items()}
+    return loss, {name: float(value.detach()) for name, value in facts.items()}
 
 
 @torch.no_grad()
@@ -199,7 +199,9 @@ def _mixed_nll(
     return _pick(logprobs, targets, real_BMS), real_BMS.float(), weight_BMS
 
 
-def _rewards(base_nll_BT: Tensor, mixed_nll_BMS: Tensor, real_BMS: Tensor, positions_BM: Tensor, thoughts: int) -> Tensor:
+def _rewards(
+    base_nll_BT: Tensor, mixed_nll_BMS: Tensor, real_BMS: Tensor, positions_BM: Tensor, thoughts: int
+) -> Tensor:
     """Rewards [B, J, P] of the thoughts of each position."""
     steps = torch.arange(mixed_nll_BMS.shape[-1])
     read = (positions_BM[..., None] + steps).clamp(max=base_nll_BT.shape[1] - 1)
@@ -264,7 +266,12 @@ def _require(holds: bool, name: str, value: object, allowed: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quietserve train quiet-star", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--base", type=Path, required=True, help="folder of the language model to start from (`train pretrain` makes one)")
+    add(
+        "--base",
+        type=Path,
+        required=True,
+        help="folder of the language model to start from (`train pretrain` makes one)",
+    )
     add("--out", type=Path, required=True, help="folder for the checkpoint, the log and the state to resume from")
     add("--arm", default=ARMS[0], help=f"what to train: {', '.join(ARMS)} (%(default)s)")
     add("--seed", type=int, default=0, help="same seed, same checkpoint (%(default)s)")

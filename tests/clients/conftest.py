@@ -15,6 +15,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers a chat with the words of the last message, each one thought about; some questions go wrong."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: "FakeServer"
 
     def do_GET(self) -> None:
@@ -62,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         content = text.encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Keep the tests' output clean."""
 
 

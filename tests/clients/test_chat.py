@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import pytest
-
 from quietserve.clients import chat
 from quietserve.clients.client import Delta
 
@@ -162,7 +161,7 @@ def test_control_c_stops_an_answer_and_lets_go_of_it(capsys, typed):
     class Endless:
         closed = False
 
-        def stream_chat(self, messages, **params):
+        def stream_chat(self, messages, **_):
             try:
                 yield Delta(0, f"{messages[0]['content']} ...", None, "", (), None, {})
                 raise KeyboardInterrupt

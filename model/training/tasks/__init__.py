@@ -1,4 +1,4 @@
-"""Problem families, each with a generator, a verifier and a text form, and the split between training and evaluation."""
+"""Problem families, each with a generator, a verifier and a text form, and the split between training and test."""
 
 import hashlib
 import random

@@ -1,6 +1,6 @@
 """A person's things grow, shrink, double, triple and halve; how many are there at the end?
 
-Counts stay between 0 and 20. Doubling and halving make the order matter: no step can be added up without the ones before.
+Counts stay between 0 and 20. Doubling and halving make the order matter: no step can be taken without those before it.
 """
 
 import random

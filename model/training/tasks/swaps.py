@@ -8,8 +8,8 @@ name = "swaps"
 verify = is_answer
 
 THINGS = (
-    "ball", "bell", "book", "bottle", "box", "candle", "clock", "coin", "cup", "flute", "hat", "key",
-    "kite", "lamp", "letter", "map", "mirror", "pen", "ring", "rope", "spoon", "stone", "ticket", "watch",
+    "ball", "bell", "book", "bottle", "box", "coin", "cup", "hat",
+    "key", "kite", "lamp", "letter", "map", "pen", "ring", "watch",
 )  # fmt: skip
 SWAP = ("{a} and {b} swap", "{a} and {b} trade", "{a} swaps with {b}", "{a} trades with {b}")
 ASKS = (

@@ -9,6 +9,7 @@ from quietserve.model.training.data import (
     END,
     EOS,
     IDLE_WORDS,
+    QUESTION_WEIGHT,
     START,
     build_tokenizer,
     make_batch,
@@ -42,7 +43,9 @@ def test_a_step_of_working_is_two_tokens_and_an_answer_one(name: str, seed: int,
 def test_every_word_and_every_state_is_one_token():
     for word in (*IDLE_WORDS, "---", *range(21)):
         assert len(ids(f" {word}")) == 1
-    assert len(ids(write_prompt(PROBLEM))) == len(write_prompt(PROBLEM).replace(".", " .").replace("?", " ?").split()) + 3
+    assert (
+        len(ids(write_prompt(PROBLEM))) == len(write_prompt(PROBLEM).replace(".", " .").replace("?", " ?").split()) + 3
+    )
 
 
 def test_a_document_is_its_parts_joined_so_a_prompt_cuts_no_token():
@@ -98,7 +101,7 @@ def test_a_batch_weighs_question_answer_and_padding(style):
         prompt, length = len(ids(write_prompt(problem))), int(batch.answer_B[row]) + 2
         weights = batch.weights_BT[row]
         assert weights[0] == 0
-        assert (weights[1:prompt] == torch.tensor(0.1)).all()
+        assert (weights[1:prompt] == torch.tensor(QUESTION_WEIGHT)).all()
         assert (weights[prompt:length] == 1).all()
         assert (weights[length:] == 0).all()
         assert tokenizer.decode(batch.ids_BT[row, length - 2 : length]) == f" {problem.answer}{EOS}"

@@ -17,7 +17,9 @@ def make_loop(folder, recipe=None, **config) -> Loop:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
     config = LoopConfig(**{"steps": 12, "seed": 7, "log_every": 1, "save_every": 4, **config})
-    return Loop(model, make_optimizer(model, 0.1), lambda k: decay_linearly(k, 12, 0.01, 2), config, folder, recipe or {})
+    return Loop(
+        model, make_optimizer(model, 0.1), lambda k: decay_linearly(k, 12, 0.01, 2), config, folder, recipe or {}
+    )
 
 
 def loss_of(loop: Loop, die_at: int | None = None, nan_at: int | None = None):

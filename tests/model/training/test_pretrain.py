@@ -6,7 +6,8 @@ from quietserve.model.training import __main__ as train
 from quietserve.model.training import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TINY = "--steps 6 --idle-steps 2 --batch 4 --width 16 --layers 1 --heads 2 --save-every 4 --warmup 2".split()
+SIZES = {"steps": 6, "idle-steps": 2, "batch": 4, "width": 16, "layers": 1, "heads": 2, "save-every": 4, "warmup": 2}
+TINY = [f"--{name}={size}" for name, size in SIZES.items()]
 
 
 def run(folder, *more: str) -> int:
@@ -53,11 +54,11 @@ def test_another_seed_is_another_base(base, tmp_path):
 
 def test_the_continuation_opens_idle_talk():
     args = pretrain._parser().parse_args(["--out", "x", "--steps", "100"])
-    assert pretrain.mixture_at(args, 0) == ({"direct": 0.4, "notes": 0.6}, range(1, 2))
+    assert pretrain.mixture_at(args, 0) == ({"direct": 0.3, "notes": 0.7}, range(1, 2))
     assert pretrain.mixture_at(args, 99)[1] == range(1, 7)
     shares, steps = pretrain.mixture_at(args, 100)
     assert steps == range(1, 7)
-    assert shares == pytest.approx({"direct": 0.4, "notes": 0.18, "idle": 0.42})
+    assert shares == pytest.approx({"direct": 0.3, "notes": 0.21, "idle": 0.49})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_continuation_opens_idle_talk():
     [
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["--idle-steps", "-1"], "--idle-steps is -1"),
-        (["--width", "30"], "--width is 30; it must be a multiple of 4"),
+        (["--curriculum", "0.1", "0.2", "0.4", "0.3", "1"], "--curriculum is 0.1 0.2 0.4 0.3 1.0; it must rise"),
         (["--notes", "1.5"], "--notes is 1.5; it must be between 0 and 1"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
         (["--families", "chess"], "--families is chess; it must be among dial"),

@@ -141,5 +141,5 @@ def test_problems_come_in_turn_and_repeat_for_a_seed():
 
 
 def test_an_unknown_family_is_named():
-    with pytest.raises(ValueError, match="'chess'.*dial, swaps, sums"):
+    with pytest.raises(ValueError, match=r"'chess'.*dial, swaps, sums"):
         next(problems("train", ["chess"]))

@@ -1,0 +1,159 @@
+"""`quietserve serve`: the only place where settings, checkpoint, engine and HTTP meet."""
+
+import json
+import logging
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from types import FrameType
+
+import torch
+import uvicorn
+
+from ..model.checkpoint import CheckpointError, Loaded, load
+from .app import create_app
+from .engine import Engine
+from .metrics import Metrics
+from .pipeline import Pipeline
+from .settings import Settings, SettingsError
+
+EXAMPLE_PROMPT = "dial at 3 . up 4 Monday . doubles Tuesday . dial now ? A :"
+EXAMPLE_DEPTH = 12
+
+_LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing left to do
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends it, and return the exit code; 2 is a flag, a checkpoint or an address that will not do."""
+    try:
+        settings = Settings.from_args(sys.argv[1:] if argv is None else argv)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        listener = _bind(settings)
+        with listener:
+            return _serve(settings, listener)
+    except (SettingsError, CheckpointError) as error:
+        print(f"quietserve serve: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    device = _device(settings.device)
+    loaded = load(_checkpoint(settings), dtype=settings.dtype, device=device)
+    name = settings.served_model_name or loaded.name
+    metrics = Metrics(name)
+    engine = _engine(settings, loaded, metrics)
+    pipeline = Pipeline(engine, settings.default_thought_depth)
+    metrics.describe_model(
+        str(loaded.model.backbone.dtype).removeprefix("torch."), device, engine.model_bytes, engine.kv_cache_bytes
+    )
+    engine.start()
+    try:
+        _announce(listener, name, engine)
+        app = create_app(pipeline, metrics, name)
+        config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=_LAST_REPLIES_S)
+        DrainingServer(config, pipeline, settings.shutdown_timeout).run([listener])
+    finally:
+        engine.close(timeout_s=0)
+    return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers on while running work finishes: after the first signal nothing new is taken, the second one ends it.
+
+    Args:
+        config: uvicorn's.
+        pipeline: what must become idle.
+        timeout_s: how long it may take to.
+    """
+
+    def __init__(self, config: uvicorn.Config, pipeline: Pipeline, timeout_s: float) -> None:
+        super().__init__(config)
+        self._pipeline = pipeline
+        self._timeout_s = timeout_s
+        self._deadline = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain; the second time, leave."""
+        if self._pipeline.draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+        else:
+            self._pipeline.draining = True
+            self._deadline = time.monotonic() + self._timeout_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Leave when nothing is left to do, or no more time to do it."""
+        engine = self._pipeline.engine
+        idle = not engine.num_running and not engine.num_waiting
+        if self._pipeline.draining and (idle or time.monotonic() > self._deadline):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The address, taken before the model is loaded: whoever cannot have it learns so at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    return listener
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"argument --device: cannot use {wanted!r}: {str(error).splitlines()[0]}") from error
+    return wanted
+
+
+def _checkpoint(settings: Settings) -> str:
+    return settings.model or str(files("quietserve.model.bundled") / "quiet-small")
+
+
+def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
+    try:
+        engine = Engine(
+            model=loaded.model,
+            tokens=loaded.tokens,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_queued_reqs=settings.max_num_queued_reqs,
+            max_thought_depth=settings.max_thought_depth,
+            observer=metrics,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if (settings.default_thought_depth or 0) > engine.max_thought_depth:
+        raise SettingsError(
+            f"default_thought_depth is {settings.default_thought_depth}; it must be between 0 and {engine.max_thought_depth}"
+        )
+    return engine
+
+
+def _announce(listener: socket.socket, name: str, engine: Engine) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 8, "temperature": 0}
+    if engine.max_thought_depth:
+        body |= {"thought_depth": min(EXAMPLE_DEPTH, engine.max_thought_depth), "return_thoughts": True}
+    print(f"Serving {name} on {url}. Try:\n")
+    print(
+        f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}\n",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

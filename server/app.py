@@ -1,0 +1,129 @@
+"""The ASGI application: routes, and around them what every reply has: an id, an error object, an entry in the books."""
+
+import logging
+import re
+import uuid
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ContentTypeError, TooLargeError, as_api_error, error_response
+from .metrics import Metrics
+from .pipeline import Pipeline
+from .routes import router
+from .scheduler import EngineClosedError, EngineError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16 * 2**20
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_LEFT = 499  # the status, nginx's, that the books give a client that left before its reply began
+
+
+def create_app(pipeline: Pipeline, metrics: Metrics, model_name: str) -> FastAPI:
+    """The application that serves one model."""
+    app = FastAPI(
+        title="quietserve", version=version("quietserve"), docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state.pipeline, app.state.metrics, app.state.model_name = pipeline, metrics, model_name
+    app.include_router(router)
+    for kind in (HTTPException, RequestValidationError, ValueError, QueueFullError, EngineClosedError, EngineError):
+        app.add_exception_handler(kind, _tell)
+    app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Books, metrics=metrics)  # the last one added is the outermost
+    return app
+
+
+async def _tell(request: Request, error: Exception) -> Response:
+    told = as_api_error(error)
+    request.app.state.metrics.rejected(told.code)
+    return error_response(told)
+
+
+class Books:
+    """Gives every reply its `x-request-id`, counts it, and turns an exception that nobody expected into an error object."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = _LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if status != _LEFT:  # too late for another reply: the broken connection has to tell
+                raise
+            await error_response(as_api_error(error))(scope, receive, send_with_id)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.replied(getattr(scope.get("route"), "path", "unmatched"), method, status)
+
+
+class BodyGuard:
+    """Refuses bodies that are too large or not JSON, before they are parsed."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        headers, num_bytes = Headers(scope=scope), 0
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise self._too_large()
+            return message
+
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.max_bytes:
+            await error_response(self._too_large())(scope, receive, send)
+        elif (length not in ("", "0") or "transfer-encoding" in headers) and not _is_json(
+            headers.get("content-type", "")
+        ):
+            await error_response(ContentTypeError("The content type must be application/json."))(scope, receive, send)
+        else:
+            await self.app(scope, receive_limited, send)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"The body is larger than {self.max_bytes} bytes.")
+
+
+def _request_id(offered: str) -> str:
+    """The client's own where it is one that may be repeated in a header and a log."""
+    return offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

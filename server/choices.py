@@ -1,0 +1,292 @@
+"""Choices as OpenAI's two endpoints shape them. A piece of a stream and a whole answer are written by the same code."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .pipeline import Answer, Run
+from .replies import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatLogprob,
+    ChatLogprobs,
+    ChatMessage,
+    ChatReply,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionReply,
+    PromptLogprob,
+    ThoughtReply,
+    TopLogprob,
+    Usage,
+    UsageDetails,
+)
+from .schemas import ChatRequest, CompletionRequest
+
+if TYPE_CHECKING:
+    from ..model.decode import Progress, Token
+    from ..model.tokens import Tokens
+
+    Decided = Progress | Answer  # what one step decided, or all steps together
+
+_LEAST_LOGPROB = -9999.0  # JSON has no infinity; the number OpenAI uses
+
+RequestT = TypeVar("RequestT", CompletionRequest, ChatRequest)
+ReplyT = TypeVar("ReplyT", CompletionReply, ChatReply)
+ChunkT = TypeVar("ChunkT", CompletionReply, ChatChunk)
+
+
+class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
+    """Writes the replies to one request. Remembers how far each choice has got.
+
+    Args:
+        request: what was asked.
+        run: its answers.
+        tokens: gives tokens their text.
+        model: the name it was asked under.
+        request_id: becomes part of the reply's own id.
+    """
+
+    id_prefix: str
+
+    def __init__(self, request: RequestT, run: Run, tokens: "Tokens", model: str, request_id: str) -> None:
+        self.request: RequestT = request
+        self.run = run
+        self.tokens = tokens
+        self.envelope: dict[str, Any] = {"id": self.id_prefix + request_id, "created": int(time.time()), "model": model}
+        self._positions = [0] * len(run.plan.attempts)
+        self._begun = [False] * len(run.plan.attempts)
+        self._reasoned = [False] * len(run.plan.attempts)
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Answer]) -> ReplyT:
+        """The reply that is not streamed."""
+
+    @abstractmethod
+    def chunk(self, index: int, decided: "Progress") -> ChunkT | None:
+        """The event that tells what one step decided; None where there is nothing to tell yet."""
+
+    @abstractmethod
+    def usage_chunk(self) -> ChunkT:
+        """The event that tells the usage, and nothing else."""
+
+    def usage(self) -> Usage:
+        """Every token so far; a prompt counts once, however many choices continue it."""
+        prompt = sum(len(prompt.ids) for prompt in self.run.plan.prompts)
+        hidden = self.run.num_thought_tokens
+        decoded = self.run.num_visible_tokens + hidden
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=decoded,
+            total_tokens=prompt + decoded,
+            completion_tokens_details=UsageDetails(reasoning_tokens=hidden),
+        )
+
+    def begin(self, index: int) -> bool:
+        """True the first time it is asked about a choice."""
+        begun, self._begun[index] = self._begun[index], True
+        return not begun
+
+    def chunk_usage(self) -> dict[str, None]:
+        """Every event of a stream that ends with its usage has the field."""
+        return {"usage": None} if self.request.include_usage else {}
+
+    def asides(self, index: int, decided: "Decided") -> dict[str, Any]:
+        """What a choice carries beside its text, as far as the request asks for it."""
+        first = self._positions[index]
+        self._positions[index] += len(decided.tokens)
+        fields: dict[str, Any] = {}
+        if self.request.return_thoughts:
+            fields["thoughts"] = self._thoughts(first, decided.tokens)
+        if self.request.return_token_ids:
+            fields["token_ids"] = [token.id for token in decided.tokens]
+        return fields
+
+    def reasoning(self, index: int, decided: "Decided") -> dict[str, str]:
+        """The thoughts before these tokens, one a line, empty ones left out; under both names that clients read."""
+        if not self.request.include_reasoning:
+            return {}
+        thoughts = (self.tokens.decode(token.thought.token_ids).strip() for token in decided.tokens if token.thought)
+        text = "\n".join(thought for thought in thoughts if thought)
+        if text and self._reasoned[index]:
+            text = "\n" + text
+        self._reasoned[index] |= bool(text)
+        return {"reasoning": text, "reasoning_content": text}
+
+    def prompt_logprobs(self, answer: Answer) -> dict[str, Any]:
+        """The scored prompt in vLLM's shape."""
+        count = self.request.prompt_logprobs
+        return {} if count is None else {"prompt_logprobs": [self._scored(token, count) for token in answer.prompt]}
+
+    def _thoughts(self, first: int, tokens: "Iterable[Token]") -> list[ThoughtReply]:
+        return [
+            ThoughtReply(
+                position=position,
+                token=self.tokens.token_text(token.id),
+                thought=self.tokens.decode(token.thought.token_ids),
+                token_ids=list(token.thought.token_ids),
+                mixing_weight=token.thought.mixing_weight,
+                thought_index=0,
+            )
+            for position, token in enumerate(tokens, first)
+            if token.thought
+        ]
+
+    def _scored(self, token: "Token", count: int) -> dict[str, PromptLogprob] | None:
+        if token.logprob is None:
+            return None
+        ranks = {id_: (rank, logprob) for rank, (id_, logprob) in enumerate(token.top_logprobs[:count], 1)}
+        ranks.setdefault(token.id, (None, token.logprob))
+        return {
+            str(id_): PromptLogprob(logprob=_finite(logprob), rank=rank, decoded_token=self.tokens.token_text(id_))
+            for id_, (rank, logprob) in ranks.items()
+        }
+
+
+class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionReply]):
+    """Replies of /v1/completions."""
+
+    id_prefix = "cmpl-"
+
+    def __init__(self, request: CompletionRequest, run: Run, tokens: "Tokens", model: str, request_id: str) -> None:
+        super().__init__(request, run, tokens, model, request_id)
+        self._offsets = [0] * len(run.plan.attempts)
+
+    def whole(self, answers: Sequence[Answer]) -> CompletionReply:
+        """The reply that is not streamed."""
+        choices = [self._choice(i, answer, self.prompt_logprobs(answer)) for i, answer in enumerate(answers)]
+        return self._reply(choices, usage=self.usage())
+
+    def chunk(self, index: int, decided: "Progress") -> CompletionReply | None:
+        """The event that tells what one step decided; None where there is nothing to tell yet."""
+        choice = self._choice(index, decided, {})
+        told = choice.text, choice.finish_reason, choice.logprobs and choice.logprobs.tokens
+        if any((*told, choice.thoughts, choice.reasoning, choice.token_ids, choice.prompt_token_ids)):
+            return self._reply([choice], **self.chunk_usage())
+        return None
+
+    def usage_chunk(self) -> CompletionReply:
+        """The event that tells the usage, and nothing else."""
+        return self._reply([], usage=self.usage())
+
+    def _reply(self, choices: list[CompletionChoice], **usage: Usage | None) -> CompletionReply:
+        return CompletionReply(object="text_completion", choices=choices, **self.envelope, **usage)
+
+    def _choice(self, index: int, decided: "Decided", fields: dict[str, Any]) -> CompletionChoice:
+        text = decided.text
+        if self.begin(index):
+            if self.request.echo:
+                text = self._prompt_text(index) + text
+            if self.request.return_token_ids:
+                fields["prompt_token_ids"] = list(self.run.plan.prompt_of(index).ids)
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(index, decided),
+            finish_reason=decided.finish_reason,  # type: ignore[arg-type]
+            **self.asides(index, decided),
+            **self.reasoning(index, decided),
+            **fields,
+        )
+
+    def _prompt_text(self, index: int) -> str:
+        prompt = self.run.plan.prompt_of(index)
+        return self.tokens.decode(prompt.ids) if prompt.text is None else prompt.text
+
+    def _logprobs(self, index: int, decided: "Decided") -> CompletionLogprobs | None:
+        count = self.request.logprobs
+        if count is None:
+            return None
+        tokens = [*decided.prompt, *decided.tokens] if self.request.echo else decided.tokens
+        return CompletionLogprobs(
+            tokens=[self.tokens.token_text(token.id) for token in tokens],
+            token_logprobs=[None if token.logprob is None else _finite(token.logprob) for token in tokens],
+            top_logprobs=[self._top(token, count) for token in tokens],
+            text_offset=[self._advance(index, token) for token in tokens],
+        )
+
+    def _top(self, token: "Token", count: int) -> dict[str, float] | None:
+        """By text. Where two ids have the same text the likelier stays, so that the largest value is the true one."""
+        if token.logprob is None:
+            return None
+        top: dict[str, float] = {}
+        for id_, logprob in (*token.top_logprobs[:count], (token.id, token.logprob)):
+            top.setdefault(self.tokens.token_text(id_), _finite(logprob))
+        return top
+
+    def _advance(self, index: int, token: "Token") -> int:
+        offset = self._offsets[index]
+        self._offsets[index] += len(self.tokens.decode([token.id]))
+        return offset
+
+
+class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
+    """Replies of /v1/chat/completions."""
+
+    id_prefix = "chatcmpl-"
+
+    def whole(self, answers: Sequence[Answer]) -> ChatReply:
+        """The reply that is not streamed."""
+        choices = [
+            ChatChoice(
+                message=ChatMessage(role="assistant", content=answer.text, **self.reasoning(i, answer)),
+                **self._shared(i, answer),
+            )
+            for i, answer in enumerate(answers)
+        ]
+        fields = {**self._prompt_ids(), **self.prompt_logprobs(answers[0])}
+        return ChatReply(object="chat.completion", choices=choices, usage=self.usage(), **self.envelope, **fields)
+
+    def chunk(self, index: int, decided: "Progress") -> ChatChunk | None:
+        """The event that tells what one step decided; None where there is nothing to tell yet."""
+        reasoning = {name: text for name, text in self.reasoning(index, decided).items() if text}
+        shared = self._shared(index, decided)
+        told = decided.text, decided.finish_reason, shared["logprobs"] and shared["logprobs"].content
+        if not any((*told, reasoning, shared.get("thoughts"), shared.get("token_ids"))):
+            return None
+        first = self.begin(index)
+        role: dict[str, Any] = {"role": "assistant"} if first else {}
+        choice = ChatChunkChoice(delta=ChatMessage(content=decided.text, **role, **reasoning), **shared)
+        return self._event([choice], **self.chunk_usage(), **(self._prompt_ids() if first and index == 0 else {}))
+
+    def usage_chunk(self) -> ChatChunk:
+        """The event that tells the usage, and nothing else."""
+        return self._event([], usage=self.usage())
+
+    def _event(self, choices: list[ChatChunkChoice], **fields: Any) -> ChatChunk:
+        return ChatChunk(object="chat.completion.chunk", choices=choices, **self.envelope, **fields)
+
+    def _shared(self, index: int, decided: "Decided") -> dict[str, Any]:
+        logprobs = self._logprobs(decided.tokens) if self.request.logprobs else None
+        return {
+            "index": index,
+            "logprobs": logprobs,
+            "finish_reason": decided.finish_reason,
+            **self.asides(index, decided),
+        }
+
+    def _prompt_ids(self) -> dict[str, list[int]]:
+        return {"prompt_token_ids": list(self.run.plan.prompts[0].ids)} if self.request.return_token_ids else {}
+
+    def _logprobs(self, tokens: "Iterable[Token]") -> ChatLogprobs:
+        count = self.request.top_logprobs
+        return ChatLogprobs(
+            content=[
+                ChatLogprob(
+                    **self._logprob(token.id, token.logprob),
+                    top_logprobs=[TopLogprob(**self._logprob(*top)) for top in token.top_logprobs[:count]],
+                )
+                for token in tokens
+            ]
+        )
+
+    def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text = self.tokens.token_text(token)
+        whole = "\ufffd" not in text  # else: some of a character's bytes, and which ones is not known
+        return {"token": text, "logprob": _finite(logprob or 0.0), "bytes": list(text.encode()) if whole else None}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)

@@ -1,0 +1,281 @@
+"""The one thread that owns the device: inbox, schedule, step, outbox."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..model.cache import Cache
+from ..model.decode import Decoder, Progress
+from ..model.quiet_model import QuietModel
+from ..model.tokens import Tokens
+from .scheduler import Attempt, EngineClosedError, EngineError, Scheduler, Ticket
+
+logger = logging.getLogger("quietserve")
+
+MAX_DEPTH = 16  # of thoughts, where neither the checkpoint nor the operator asks for more
+MAX_MODEL_LEN = 4096  # tokens, where the operator does not ask for more: every slot reserves its whole length
+SCORING_LANES = 8  # thoughts of one prompt in flight at once while it is scored
+
+
+class Observer(Protocol):
+    """What the engine reports; called on its thread, or on the submitter's for a ticket that never got a slot."""
+
+    def admitted(self, ticket: Ticket) -> None:
+        """It got a slot."""
+        ...
+
+    def decided(self, ticket: Ticket, num_visible: int, seconds_since_last: float | None) -> None:
+        """Visible tokens were decided; None for the first."""
+        ...
+
+    def forward(self, num_rows: int, seconds: float) -> None:
+        """One forward was done."""
+        ...
+
+    def finished(self, ticket: Ticket) -> None:
+        """It ended; called exactly once a ticket."""
+        ...
+
+    def gauges(self, running: int, waiting: int) -> None:
+        """How many tickets run and wait now."""
+        ...
+
+
+@dataclass
+class _Mailbox:
+    """Where a ticket's news go: a queue of the event loop that submitted it."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[Progress | EngineError]" = field(default_factory=asyncio.Queue)
+
+
+class Engine:
+    """Decodes tickets, all running ones in every forward.
+
+    Args:
+        model: the model.
+        tokens: its tokenizer.
+        max_model_len: prompt and output tokens of one attempt; None: what the checkpoint allows, at most `MAX_MODEL_LEN`.
+        max_num_seqs: attempts that run at once.
+        max_num_queued_reqs: attempts that may wait.
+        max_thought_depth: None: what the checkpoint was trained for, at least `MAX_DEPTH`.
+        observer: told of everything worth counting.
+
+    Raises ValueError when the model cannot be as long or think as deep as asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: QuietModel,
+        tokens: Tokens,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 16,
+        max_num_queued_reqs: int = 256,
+        max_thought_depth: int | None = None,
+        observer: Observer,
+    ) -> None:
+        self.tokens, self.quiet, self._observer = tokens, model.quiet, observer
+        self.max_thought_depth = _thought_depth(model, max_thought_depth)
+        self.max_model_len = _model_len(model, max_model_len, self.max_thought_depth)
+        lanes = SCORING_LANES if model.can_think else 1
+        cache = Cache(model.backbone, max_num_seqs, self.max_model_len, self.max_thought_depth, lanes)
+        self.kv_cache_bytes = cache.num_bytes
+        self.model_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        self._decoder = Decoder(model, tokens, cache)
+        self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
+        self._work = threading.Condition()  # guards the scheduler
+        self._draining = self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="quietserve-device", daemon=True)
+
+    @property
+    def healthy(self) -> bool:
+        """The device thread is alive."""
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """New work is taken."""
+        return self.healthy and not self._draining
+
+    @property
+    def num_running(self) -> int:
+        """Tickets with a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Tickets in the queue."""
+        return len(self._scheduler.waiting)
+
+    def start(self) -> None:
+        """Start the device thread."""
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Take no new work, let the running finish for `timeout_s`, then end what is left with an error."""
+        deadline = time.monotonic() + timeout_s
+        with self._work:
+            self._draining = True
+            self._work.wait_for(lambda: self._scheduler.idle, max(0.0, deadline - time.monotonic()))
+            self._stopping = True
+            self._work.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def submit(self, attempts: Sequence[Attempt]) -> list[Ticket]:
+        """Queue attempts, all or none; on the event loop that will read their results.
+
+        Raises QueueFullError, EngineClosedError.
+        """
+        loop = asyncio.get_running_loop()
+        tickets = [Ticket(attempt, _Mailbox(loop)) for attempt in attempts]
+        with self._work:
+            if not self.ready:
+                raise EngineClosedError("the server is shutting down" if self._draining else "the engine has stopped")
+            self._scheduler.add(tickets)
+            self._observer.gauges(self.num_running, self.num_waiting)
+            self._work.notify_all()
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a ticket before the next forward. Any thread; a ticket that has ended stays as it is."""
+        with self._work:
+            ticket.cancelled = True
+            self._work.notify_all()
+
+    async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
+        """What was decided, as it is; ends behind a Progress with a finish reason. Raises EngineError."""
+        while True:
+            news = await ticket.mailbox.queue.get()
+            if isinstance(news, EngineError):
+                raise news
+            yield news
+            if news.finish_reason:
+                return
+
+    def _run(self) -> None:
+        try:
+            while tickets := self._next_tickets():
+                self._forward(tickets)
+        except Exception:
+            logger.exception("the device thread died")
+        finally:
+            with self._work:
+                self._draining = True
+                self._fail([*self._scheduler.running.values(), *self._scheduler.waiting], "the server stopped")
+
+    def _next_tickets(self) -> list[Ticket]:
+        """Wait for work, drop what was cancelled, fill free slots; nothing once the engine is to stop."""
+        with self._work:
+            while not self._stopping:
+                self._drop_cancelled()
+                for ticket in self._scheduler.admit():
+                    self._start(ticket)
+                self._observer.gauges(self.num_running, self.num_waiting)
+                if self._scheduler.running:
+                    return list(self._scheduler.running.values())
+                if self._scheduler.waiting:
+                    continue  # those just admitted could not start
+                self._scheduler.check()
+                self._work.notify_all()  # to `close`, which waits for this
+                self._work.wait()
+            return []
+
+    def _drop_cancelled(self) -> None:
+        scheduler = self._scheduler
+        for ticket in [t for t in (*scheduler.running.values(), *scheduler.waiting) if t.cancelled]:
+            self._end(ticket, Progress(finish_reason="abort"))
+
+    def _start(self, ticket: Ticket) -> None:
+        assert ticket.slot is not None
+        ticket.timing.started = time.monotonic()
+        try:
+            ticket.decoding = self._decoder.start(ticket.slot, ticket.attempt.prompt, ticket.attempt.params)
+            self._observer.admitted(ticket)
+        except ValueError as error:
+            self._fail([ticket], str(error))
+
+    def _forward(self, tickets: list[Ticket]) -> None:
+        """One forward for all running tickets; if it fails they fail, and the engine goes on."""
+        begin = time.monotonic()
+        try:
+            news = dict(self._decoder.step([ticket.decoding for ticket in tickets]))
+        except Exception:
+            logger.exception("a forward failed; its %d attempts end", len(tickets))
+            with self._work:
+                for ticket in tickets:
+                    self._decoder.cache.clear(ticket.decoding.slot)
+                self._fail(tickets, "the model failed on this request")
+            return
+        now = time.monotonic()
+        self._observer.forward(self._decoder.num_rows, now - begin)
+        with self._work:
+            for ticket in tickets:
+                self._note(ticket, begin, now)
+                if ticket.decoding in news:
+                    self._publish(ticket, news[ticket.decoding], now)
+
+    def _note(self, ticket: Ticket, begin: float, now: float) -> None:
+        """What a forward tells of a ticket even where nothing was decided."""
+        decoding, timing = ticket.decoding, ticket.timing
+        if decoding.thinking:
+            timing.thought_s += now - begin
+        if timing.first_token is None and decoding.cached >= decoding.num_prompt:
+            timing.first_token = now
+
+    def _publish(self, ticket: Ticket, news: Progress, now: float) -> None:
+        timing = ticket.timing
+        ticket.num_thought_tokens += news.num_thought_tokens
+        if news.tokens:
+            since = None if timing.last_output is None else now - timing.last_output
+            timing.first_output, timing.last_output = timing.first_output or now, now
+            ticket.num_output_tokens += len(news.tokens)
+            self._observer.decided(ticket, len(news.tokens), since)
+        if news.finish_reason:
+            self._end(ticket, news)
+        else:
+            self._post(ticket, news)
+
+    def _fail(self, tickets: Sequence[Ticket], reason: str) -> None:
+        for ticket in tickets:
+            self._end(ticket, EngineError(reason))
+
+    def _end(self, ticket: Ticket, last: Progress | EngineError) -> None:
+        """The only way out of the engine: books first, then the last news."""
+        assert ticket.finish_reason is None, "a ticket ends once"
+        ticket.finish_reason = "error" if isinstance(last, EngineError) else last.finish_reason
+        ticket.timing.finished = time.monotonic()
+        self._scheduler.remove(ticket)
+        self._observer.finished(ticket)
+        self._post(ticket, last)
+
+    def _post(self, ticket: Ticket, news: Progress | EngineError) -> None:
+        mailbox: _Mailbox = ticket.mailbox
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will read it
+            mailbox.loop.call_soon_threadsafe(mailbox.queue.put_nowait, news)
+
+
+def _thought_depth(model: QuietModel, wanted: int | None) -> int:
+    if model.quiet is None:
+        if wanted:
+            raise ValueError(f"max_thought_depth is {wanted}, but this model has no mixing head: it must be 0")
+        return 0
+    return max(model.quiet.thought_depth, MAX_DEPTH) if wanted is None else wanted
+
+
+def _model_len(model: QuietModel, wanted: int | None, depth: int) -> int:
+    """A thought after the last token reads START, `depth` tokens and END at positions behind it."""
+    most = model.backbone.max_positions - (depth + 2 if depth else 0)
+    if wanted is None:
+        return min(most, MAX_MODEL_LEN)
+    if not 1 <= wanted <= most:
+        raise ValueError(
+            f"max_model_len is {wanted}; it must be between 1 and {most} with thoughts up to {depth} tokens"
+        )
+    return wanted

@@ -1,0 +1,185 @@
+"""What Prometheus sees. Labels are of low cardinality and never hold a user's input."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from .scheduler import Ticket
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    600,
+    1800,
+    3600,
+    7200,
+)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_DEPTHS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 64)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+disable_created_metrics()
+
+
+class Metrics:
+    """The server's metrics. It is the engine's observer too: `admitted` to `gauges` are called on the device thread.
+
+    Args:
+        model_name: the value of the label of that name.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model_name
+        self._counted: dict[int, tuple[int, int]] = {}  # visible and hidden tokens counted so far, by running ticket
+        self._describe_requests()
+        self._describe_tokens()
+        self._describe_server()
+
+    def describe_model(self, dtype: str, device: str, model_bytes: int, kv_cache_bytes: int) -> None:
+        """Tell what was loaded."""
+        labels = {"dtype": dtype, "device": device}
+        self._gauge("model_info", "What the model runs as.", *labels).labels(self._model, **labels).set(1)
+        self._gauge("model_memory_bytes", "Memory of the weights.").labels(self._model).set(model_bytes)
+        self._gauge("kv_cache_bytes", "Memory of the key-value cache.").labels(self._model).set(kv_cache_bytes)
+
+    def admitted(self, ticket: Ticket) -> None:
+        """A ticket got a slot."""
+        waited = (ticket.timing.started or ticket.timing.submitted) - ticket.timing.submitted
+        self._queue_time.labels(self._model, _thinking(ticket)).observe(waited)
+
+    def decided(self, ticket: Ticket, num_visible: int, seconds_since_last: float | None) -> None:
+        """A ticket got visible tokens; None where they are its first."""
+        self._count_tokens(ticket)
+        if seconds_since_last is not None and num_visible:
+            latency = self._inter_token.labels(self._model, _thinking(ticket))
+            for _ in range(num_visible):
+                latency.observe(seconds_since_last / num_visible)
+
+    def forward(self, num_rows: int, seconds: float) -> None:
+        """The model ran once."""
+        self._batch_rows.labels(self._model).observe(num_rows)
+        self._forward_time.labels(self._model).observe(seconds)
+
+    def finished(self, ticket: Ticket) -> None:
+        """A ticket ended, however it did."""
+        self._count_tokens(ticket)
+        del self._counted[ticket.number]
+        params, timing, reason = ticket.attempt.params, ticket.timing, ticket.finish_reason or "error"
+        self._finished.labels(self._model, ticket.attempt.endpoint, reason).inc()
+        if reason == "abort":
+            self._cancelled.labels(self._model, _phase(ticket)).inc()
+        moments = {
+            self._first_token: timing.first_token,
+            self._first_output: timing.first_output,
+            self._e2e: timing.finished,
+        }
+        for histogram, moment in moments.items():
+            if moment is not None:
+                histogram.labels(self._model, _thinking(ticket)).observe(moment - timing.submitted)
+        self._thought_time.labels(self._model, _thinking(ticket)).observe(timing.thought_s)
+        self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
+        self._output_length.labels(self._model).observe(ticket.num_output_tokens)
+        self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
+        self._depth.labels(self._model).observe(params.thought_depth)
+
+    def gauges(self, running: int, waiting: int) -> None:
+        """How many tickets have a slot, and how many wait for one."""
+        self._running.labels(self._model).set(running)
+        self._waiting.labels(self._model).set(waiting)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused; the reason is an error code of ours."""
+        self._rejected.labels(self._model, reason).inc()
+
+    def replied(self, handler: str, method: str, status: int) -> None:
+        """A reply was sent; the handler is a route's template."""
+        self._http.labels(handler, method, str(status)).inc()
+
+    def render(self) -> bytes:
+        """The exposition, as text."""
+        return generate_latest(self.registry)
+
+    def _describe_requests(self) -> None:
+        self._first_token = self._seconds(
+            "time_to_first_token_seconds", "From submission to the first token, hidden or visible."
+        )
+        self._first_output = self._seconds(
+            "time_to_first_output_token_seconds", "From submission to the first visible token."
+        )
+        self._inter_token = self._seconds("inter_token_latency_seconds", "Between one visible token and the next.")
+        self._e2e = self._seconds("e2e_request_latency_seconds", "From submission to the end.")
+        self._queue_time = self._seconds("request_queue_time_seconds", "From submission to a slot.")
+        self._thought_time = self._seconds("request_thought_time_seconds", "In forwards that thought for this request.")
+        self._finished = self._counter("requests_finished_total", "Requests that ended.", "endpoint", "finished_reason")
+        self._rejected = self._counter("requests_rejected_total", "Requests that were refused.", "reason")
+        self._cancelled = self._counter("cancelled_requests_total", "Requests whose client left.", "phase")
+
+    def _describe_tokens(self) -> None:
+        self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self._output_length = self._histogram("request_generation_tokens", "Visible tokens of a request.", _TOKENS)
+        self._thought_length = self._histogram("request_thought_tokens", "Thought tokens of a request.", _TOKENS)
+        self._depth = self._histogram("request_params_thought_depth", "The thought depth of a request.", _DEPTHS)
+        self._prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens read.")
+        self._tokens = self._counter("generation_tokens_total", "Tokens decoded.", "kind")
+
+    def _describe_server(self) -> None:
+        self._batch_rows = self._histogram("batch_rows", "Rows of a forward.", _ROWS)
+        self._forward_time = self._histogram("forward_time_seconds", "Duration of a forward.", _SECONDS)
+        self._running = self._gauge("num_requests_running", "Requests with a slot.")
+        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a slot.")
+        self.gauges(0, 0)
+        labels = ("handler", "method", "status")
+        self._http = Counter("quietserve_http_requests_total", "HTTP replies.", labels, registry=self.registry)
+        build = Gauge("quietserve_build_info", "The version that runs.", ("version",), registry=self.registry)
+        build.labels(version("quietserve")).set(1)
+
+    def _count_tokens(self, ticket: Ticket) -> None:
+        """Add what a ticket decoded since the last time; its prompt the first time."""
+        if ticket.number not in self._counted:
+            self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
+        visible, hidden = self._counted.get(ticket.number, (0, 0))
+        self._tokens.labels(self._model, "visible").inc(ticket.num_output_tokens - visible)
+        self._tokens.labels(self._model, "thought").inc(ticket.num_thought_tokens - hidden)
+        self._counted[ticket.number] = ticket.num_output_tokens, ticket.num_thought_tokens
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        return self._histogram(name, text, _SECONDS, "thinking")
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"quietserve_{name}", text, ("model_name", *labels), buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"quietserve_{name}", text, ("model_name", *labels), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"quietserve_{name}", text, ("model_name", *labels), registry=self.registry)
+
+
+def _thinking(ticket: Ticket) -> str:
+    return "fixed" if ticket.attempt.params.thought_depth else "off"
+
+
+def _phase(ticket: Ticket) -> str:
+    """How far a cancelled ticket had got."""
+    if ticket.timing.started is None:
+        return "waiting"
+    return "prefill" if ticket.timing.first_token is None else "decode"

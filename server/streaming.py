@@ -1,0 +1,82 @@
+"""Server-sent events, and the race between an answer and a client that leaves."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .choices import Writer
+from .errors import as_api_error, error_reply
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """A reply that is sent while it is being written; a client that leaves ends the writing at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, writer: Writer[Any, Any, Any]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send every event; an ASGI application."""
+        with suppress(ClientDisconnect, OSError), self._writer.run:
+            await unless_disconnected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in events(self._writer):
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def events(writer: Writer[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """One event for each thing to tell; the usage where it was asked for, or an error; then the end of the stream."""
+    try:
+        async for index, progress in writer.run.progress():
+            if chunk := writer.chunk(index, progress):
+                yield _event(chunk)
+        if writer.request.include_usage:
+            yield _event(writer.usage_chunk())
+    except Exception as error:  # the status is long sent: an event is the only way to tell
+        logger.exception("a stream failed")
+        yield _event(error_reply(as_api_error(error)))
+    yield DONE
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client leaves first. Raises ClientDisconnect then."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(body: BaseModel) -> bytes:
+    return f"data: {body.model_dump_json(exclude_unset=True)}\n\n".encode()

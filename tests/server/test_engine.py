@@ -1,0 +1,176 @@
+"""The device thread with a real tiny model: every ticket ends once, a leaver frees its slot, faults stay with their forward."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from quietserve.model.config import SamplingParams
+from quietserve.model.decode import Generation, generate
+from quietserve.model.quiet_model import QuietModel
+from quietserve.model.tokens import Tokens
+from quietserve.server.engine import Engine
+from quietserve.server.scheduler import Attempt, EngineClosedError, EngineError, QueueFullError, Ticket
+
+MODEL = tiny.quiet_model(stops="aeiou")
+LONG = SamplingParams(max_tokens=300, thought_depth=4, ignore_eos=True)
+
+
+class Books:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.ended: list[str | None] = []
+        self.forwards = 0
+        self.last_gauges = (0, 0)
+
+    def admitted(self, ticket: Ticket) -> None: ...
+
+    def decided(self, ticket: Ticket, num_visible: int, seconds_since_last: float | None) -> None: ...
+
+    def forward(self, num_rows: int, seconds: float) -> None:
+        self.forwards += 1
+
+    def finished(self, ticket: Ticket) -> None:
+        self.ended.append(ticket.finish_reason)
+
+    def gauges(self, running: int, waiting: int) -> None:
+        self.last_gauges = (running, waiting)
+
+
+def run(work: Callable[[Engine, Books], Awaitable[Any]], model: QuietModel = MODEL, **settings: Any) -> Books:
+    """Run `work` against a started engine, close it, and check that everything is back where it was."""
+    books = Books()
+    tokens = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
+    engine = Engine(model=model, tokens=tokens, observer=books, **({"max_num_seqs": 4, "max_model_len": 400} | settings))
+    engine.start()
+    try:
+        asyncio.run(work(engine, books))
+    finally:
+        engine.close(20.0)
+    assert engine.num_running == engine.num_waiting == 0
+    return books
+
+
+async def collect(engine: Engine, ticket: Ticket) -> Generation:
+    result = Generation()
+    async for news in engine.results(ticket):
+        result.add(news)
+    return result
+
+
+def test_sixteen_at_once_get_what_each_gets_alone() -> None:
+    attempts = [
+        Attempt((9, 8, 7 + i), SamplingParams(max_tokens=3 + i % 5, thought_depth=i % 5, seed=i)) for i in range(16)
+    ]
+
+    async def work(engine: Engine, books: Books) -> None:
+        together = await asyncio.gather(*(collect(engine, ticket) for ticket in engine.submit(attempts)))
+        for attempt, result in zip(attempts, together, strict=True):
+            alone = generate(engine._decoder, [attempt.prompt], attempt.params)[0]
+            assert [t.id for t in result.tokens] == [t.id for t in alone.tokens]
+            assert result.num_thought_tokens == alone.num_thought_tokens
+
+    books = run(work, max_num_seqs=5)
+    assert len(books.ended) == 16
+
+
+def test_a_cancelled_ticket_ends_as_abort_and_frees_its_slot_within_one_forward() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        ticket = engine.submit([Attempt((5, 6), LONG)])[0]
+        results = engine.results(ticket)
+        await anext(results)
+        forwards = books.forwards
+        engine.cancel(ticket)
+        async for news in results:
+            last = news
+        assert last.finish_reason == "abort"
+        assert books.forwards - forwards <= 2  # the one under way, and the one its token came from
+        engine.cancel(ticket)  # again: nothing happens
+
+    assert run(work, max_num_seqs=1).ended == ["abort"]
+
+
+def test_a_waiting_ticket_can_be_cancelled_and_the_queue_is_bounded() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        running, waiting = engine.submit([Attempt((5,), LONG), Attempt((5,), LONG)])
+        with pytest.raises(QueueFullError):
+            engine.submit([Attempt((5,), LONG)] * 2)
+        engine.cancel(waiting)
+        assert (await collect(engine, waiting)).finish_reason == "abort"
+        engine.cancel(running)
+        await collect(engine, running)
+
+    assert run(work, max_num_seqs=1, max_num_queued_reqs=1).ended == ["abort", "abort"]
+
+
+def test_a_reader_that_vanishes_keeps_nothing_alive() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        for ticket in engine.submit([Attempt((5,), LONG)] * 3):
+            engine.cancel(ticket)  # and nobody ever reads its results
+
+    assert run(work).ended == ["abort"] * 3
+
+
+def test_a_failed_forward_ends_its_tickets_and_the_engine_goes_on() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        right = engine._decoder.step
+
+        def broken(decodings: Any) -> Any:
+            engine._decoder.step = right
+            engine._decoder.cache.values[0].fill_(torch.nan)
+            raise RuntimeError("out of memory, say")
+
+        engine._decoder.step = broken
+        for ticket in engine.submit([Attempt((5,), LONG), Attempt((6,), LONG)]):
+            with pytest.raises(EngineError, match="failed on this request"):
+                await collect(engine, ticket)
+        after = engine.submit([Attempt((5,), SamplingParams(max_tokens=4, thought_depth=2, ignore_eos=True))])[0]
+        assert len((await collect(engine, after)).tokens) == 4
+        assert engine.healthy
+
+    assert run(work).ended == ["error", "error", "length"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_device_thread_dies_every_ticket_still_ends() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        def broken(num_rows: int, seconds: float) -> None:
+            raise RuntimeError("a bug of ours")
+
+        books.forward = broken
+        for ticket in engine.submit([Attempt((5,), LONG)] * 6):
+            with pytest.raises(EngineError, match="stopped"):
+                await collect(engine, ticket)
+        assert not engine.healthy
+        assert not engine.ready
+        with pytest.raises(EngineClosedError):
+            engine.submit([Attempt((5,), LONG)])
+
+    assert run(work).ended == ["error"] * 6
+
+
+def test_closing_lets_the_running_finish_and_takes_nothing_new() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        ticket = engine.submit([Attempt((5,), SamplingParams(max_tokens=40, thought_depth=4, ignore_eos=True))])[0]
+        closing = asyncio.create_task(asyncio.to_thread(engine.close, 20.0))
+        while engine.ready:
+            await asyncio.sleep(0.001)
+        with pytest.raises(EngineClosedError, match="shutting down"):
+            engine.submit([Attempt((5,), LONG)])
+        assert len((await collect(engine, ticket)).tokens) == 40
+        await closing
+
+    assert run(work).ended == ["length"]
+
+
+def test_limits_that_the_model_cannot_keep_are_refused() -> None:
+    for settings, reason in (
+        ({"max_model_len": 512}, "max_model_len is 512; it must be between 1 and 494 with thoughts up to 16"),
+        ({"model": tiny.quiet_model(quiet=None), "max_thought_depth": 4}, "no mixing head"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            run(lambda engine, books: asyncio.sleep(0), **settings)
