@@ -66,6 +66,14 @@ class Backbone(nn.Module):
             self.kv_shapes = self._adopt()
 
     @property
+    def _embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.lm.get_input_embeddings())
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast(nn.Linear, self.lm.get_output_embeddings())
+
+    @property
     def hidden_size(self) -> int:
         """Width of a hidden state."""
         return int(self.lm.config.get_text_config().hidden_size)
@@ -73,7 +81,7 @@ class Backbone(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Number of rows of the output embedding, which may exceed the tokenizer's entries."""
-        return int(self.lm.get_output_embeddings().weight.shape[0])
+        return int(self._head.weight.shape[0])
 
     @property
     def max_positions(self) -> int:
@@ -90,16 +98,16 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the embeddings live."""
-        return self.lm.get_input_embeddings().weight.device
+        return self._embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of embeddings and hidden states."""
-        return self.lm.get_input_embeddings().weight.dtype
+        return self._embedding.weight.dtype
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids: [...] to [..., H]."""
-        return self.lm.get_input_embeddings()(ids)
+        return self._embedding(ids)
 
     def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, R, H] after the final norm; `attend` decides what each row sees."""
@@ -109,7 +117,7 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in float32: [..., H] to [..., V]."""
-        return self.lm.get_output_embeddings()(hidden).float()
+        return self._head(hidden).float()
 
     def _adopt(self) -> list[tuple[int, int]]:
         """Put our attention in place; learn each layer's (kv_heads, head_dim); compare with the model's own forward."""

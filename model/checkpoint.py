@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -156,9 +155,7 @@ def _check_files(folder: Path) -> None:
             raise CheckpointError(f"{file}: damaged or truncated: {error}") from error
 
 
-def _load_lm(
-    folder: Path, config: dict[str, Any], dtype: str, device: str
-) -> tuple[PreTrainedModel, list[str]]:
+def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tuple[PreTrainedModel, list[str]]:
     """The language model, and the names of the public layout's tensors that stand among its own."""
     if dtype == "auto" and device == "cpu":
         dtype = "float32"  # half precision is slow or inexact on most CPUs
@@ -169,9 +166,10 @@ def _load_lm(
                 settings["model_type"] = "mistral"
             kind = settings.pop("model_type")
             parsed = AutoConfig.for_model(kind, **settings)
-            lm, report = AutoModelForCausalLM.from_pretrained(
+            pair: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=parsed, dtype=dtype, local_files_only=True, output_loading_info=True
             )
+            lm, report = pair
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'}: has no {error}") from error
     except Exception as error:  # the library raises many kinds; the first line says which
@@ -233,7 +231,7 @@ def _read_tensors(folder: Path, names: list[str]) -> dict[str, Tensor]:
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys() if name in names}
+            found |= {name: opened.get_tensor(name) for name in set(opened.keys()) & set(names)}
     return found
 
 

@@ -33,7 +33,9 @@ class Token:
     """One decided token: of the output, or of a prompt that is scored."""
 
     id: int
-    logprob: float | None = None  # under the mixed distribution before temperature; None unless asked for, and for a text's first
+    logprob: float | None = (
+        None  # under the mixed distribution before temperature; None unless asked for, and for a text's first
+    )
     top_logprobs: tuple[tuple[int, float], ...] = ()
     thought: ThoughtRecord | None = None
 
@@ -136,7 +138,9 @@ class Decoder:
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the {self.cache.max_len} that fit"
             )
         if params.thought_depth and not self.model.can_think:
-            raise ValueError(f"thought_depth is {params.thought_depth}, but this model has no mixing head: it must be 0")
+            raise ValueError(
+                f"thought_depth is {params.thought_depth}, but this model has no mixing head: it must be 0"
+            )
         if params.thought_depth > self.cache.max_depth:
             raise ValueError(f"thought_depth is {params.thought_depth}; it must be at most {self.cache.max_depth}")
         return Decoding(slot, prompt, params, self.tokens)
@@ -229,9 +233,7 @@ class Decoder:
         ends = self.tokens.eos_ids | frozenset(decoding.params.stop_token_ids)
         return Draw(decoding.params, decision.position + 1, prompt, decoding.output, ends)
 
-    def _settle(
-        self, decision: _Decision, chosen: int | None, logits_V: Tensor, weight: float, news: Progress
-    ) -> None:
+    def _settle(self, decision: _Decision, chosen: int | None, logits_V: Tensor, weight: float, news: Progress) -> None:
         """Write one decision into the attempt and its news."""
         decoding, thought = decision.decoding, decision.thought
         record = None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from .backbone import causal
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -189,13 +190,15 @@ class _ReplayAttention:
         self._hidden_base = base_BRT.repeat_interleave(group, dim=1)[:, None, None]  # [B, 1, 1, R*G, T]
         self._hidden_own = torch.ones(group, group, dtype=torch.bool, device=device).triu(1)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG002
-        base = [x[:, :, : self._length] for x in (query, key, value)]
-        own = [x[:, :, self._length :] for x in (query, key, value)]
-        out = scaled_dot_product_attention(*base, is_causal=True, scale=scale, enable_gqa=True)
-        return torch.cat([out, self._own(*own, base[1], base[2], scale)], dim=2)
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        base_query, base_key, base_value = (x[:, :, : self._length] for x in (query, key, value))
+        out = causal(layer, base_query, base_key, base_value, scale)
+        query, key, value = (x[:, :, self._length :] for x in (query, key, value))
+        return torch.cat([out, self._own(query, key, value, base_key, base_value, scale)], dim=2)
 
-    def _own(self, query: Tensor, key: Tensor, value: Tensor, base_key: Tensor, base_value: Tensor, scale: float) -> Tensor:
+    def _own(
+        self, query: Tensor, key: Tensor, value: Tensor, base_key: Tensor, base_value: Tensor, scale: float
+    ) -> Tensor:
         """Thought rows [B, heads, R*G, D] against the text's keys and their own thought's."""
         kv_heads = key.shape[1]
         query = query.unflatten(1, (kv_heads, -1)) * scale  # [B, kv, share, R*G, D]

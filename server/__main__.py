@@ -28,7 +28,7 @@ _LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it, and return the exit code; 2 is a flag, a checkpoint or an address that will not do."""
+    """Serve until a signal ends it; the exit code is 2 where a flag, the checkpoint or the address will not do."""
     try:
         settings = Settings.from_args(sys.argv[1:] if argv is None else argv)
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
@@ -135,10 +135,9 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    if (settings.default_thought_depth or 0) > engine.max_thought_depth:
-        raise SettingsError(
-            f"default_thought_depth is {settings.default_thought_depth}; it must be between 0 and {engine.max_thought_depth}"
-        )
+    default, most = settings.default_thought_depth or 0, engine.max_thought_depth
+    if default > most:
+        raise SettingsError(f"default_thought_depth is {default}; it must be between 0 and {most}")
     return engine
 
 

@@ -6,18 +6,15 @@ import uuid
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ContentTypeError, TooLargeError, as_api_error, error_response
+from .errors import EXPECTED, ContentTypeError, TooLargeError, as_api_error, error_response
 from .metrics import Metrics
 from .pipeline import Pipeline
 from .routes import router
-from .scheduler import EngineClosedError, EngineError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ def create_app(pipeline: Pipeline, metrics: Metrics, model_name: str) -> FastAPI
     )
     app.state.pipeline, app.state.metrics, app.state.model_name = pipeline, metrics, model_name
     app.include_router(router)
-    for kind in (HTTPException, RequestValidationError, ValueError, QueueFullError, EngineClosedError, EngineError):
+    for kind in EXPECTED:
         app.add_exception_handler(kind, _tell)
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Books, metrics=metrics)  # the last one added is the outermost
@@ -49,7 +46,7 @@ async def _tell(request: Request, error: Exception) -> Response:
 
 
 class Books:
-    """Gives every reply its `x-request-id`, counts it, and turns an exception that nobody expected into an error object."""
+    """Gives every reply its `x-request-id`, counts it, and turns an unexpected exception into an error object."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app

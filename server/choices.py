@@ -104,7 +104,7 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
             fields["token_ids"] = [token.id for token in decided.tokens]
         return fields
 
-    def reasoning(self, index: int, decided: "Decided") -> dict[str, str]:
+    def reasoning(self, index: int, decided: "Decided") -> dict[str, Any]:
         """The thoughts before these tokens, one a line, empty ones left out; under both names that clients read."""
         if not self.request.include_reasoning:
             return {}
@@ -137,7 +137,9 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
     def _scored(self, token: "Token", count: int) -> dict[str, PromptLogprob] | None:
         if token.logprob is None:
             return None
-        ranks = {id_: (rank, logprob) for rank, (id_, logprob) in enumerate(token.top_logprobs[:count], 1)}
+        ranks: dict[int, tuple[int | None, float]] = {}
+        for rank, (id_, logprob) in enumerate(token.top_logprobs[:count], 1):
+            ranks[id_] = rank, logprob
         ranks.setdefault(token.id, (None, token.logprob))
         return {
             str(id_): PromptLogprob(logprob=_finite(logprob), rank=rank, decoded_token=self.tokens.token_text(id_))
@@ -171,7 +173,7 @@ class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionRepl
         """The event that tells the usage, and nothing else."""
         return self._reply([], usage=self.usage())
 
-    def _reply(self, choices: list[CompletionChoice], **usage: Usage | None) -> CompletionReply:
+    def _reply(self, choices: list[CompletionChoice], **usage: Any) -> CompletionReply:
         return CompletionReply(object="text_completion", choices=choices, **self.envelope, **usage)
 
     def _choice(self, index: int, decided: "Decided", fields: dict[str, Any]) -> CompletionChoice:

@@ -15,7 +15,7 @@ from .scheduler import EngineClosedError, EngineError, QueueFullError
 class ApiError(HTTPException):
     """A request that failed.
 
-    It is Starlette's exception too, because that is the only kind that passes through FastAPI's reading of a body unchanged.
+    It is Starlette's exception too: the only kind that passes through FastAPI's reading of a body unchanged.
 
     Args:
         message: for the client: one line, without paths, addresses, prompts or values of ours.
@@ -102,6 +102,10 @@ class UnavailableError(ApiError):
         super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
 
 
+# What requests and a busy server cause; anything else is a fault of ours.
+EXPECTED = (HTTPException, RequestValidationError, PromptError, QueueFullError, EngineClosedError, EngineError)
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """The error a client is told about; one we know nothing of becomes a bare internal error."""
     match error:
@@ -165,11 +169,13 @@ def _from_http(error: HTTPException) -> ApiError:
 
 
 def _path(parts: Iterable[str | int]) -> str:
-    """Where in the body, as one writes it: `messages[0].content`. Keys are a client's: whatever they hold, it is one short line."""
-    names = (
-        f"[{part}]" if isinstance(part, int) else f".{part if part.isidentifier() else part!r:.64}" for part in parts
-    )
-    return "".join(names).removeprefix(".")
+    """Where in the body, as one writes it: `messages[0].content`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in parts).removeprefix(".")
+
+
+def _key(name: str) -> str:
+    """A key of a client's on one short line, whatever it holds."""
+    return name if name.isidentifier() and len(name) <= 64 else repr(name[:64])
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One request's way through the engine: its prompts and choices become attempts, whose progress comes back by choice."""
+"""One request's way through the engine: its prompts and choices become attempts, whose progress comes back."""
 
 import asyncio
 import hashlib
@@ -73,10 +73,12 @@ class Run:
         self._readers: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Self:
+        """Begin to read what the engine decides."""
         self._readers = [asyncio.create_task(self._read(i, ticket)) for i, ticket in enumerate(self._tickets)]
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Cancel what has not ended."""
         for ticket, reader in zip(self._tickets, self._readers, strict=True):
             self._engine.cancel(ticket)
             reader.cancel()
@@ -200,8 +202,8 @@ class Pipeline:
         where = "messages" if isinstance(request, ChatRequest) else "prompt"
         wanted = "" if asked is None else f", {asked} in the completion"
         raise ContextLengthError(
-            f"This model's maximum context length is {most} tokens. However, you requested {used + (asked or 0)} tokens "
-            f"({used} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
+            f"This model's maximum context length is {most} tokens. However, you requested {used + (asked or 0)} "
+            f"tokens ({used} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
             param=where,
         )
 

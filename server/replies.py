@@ -56,7 +56,7 @@ class PromptLogprob(BaseModel):
     decoded_token: str
 
 
-# Fields of a reply that only some requests ask for have a default; replies are written without fields that were not set.
+# A field with a default is one that only some requests ask for.
 class _Choice(BaseModel):
     index: int
     finish_reason: FinishReason | None

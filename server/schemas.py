@@ -34,8 +34,8 @@ def _wanted(description: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def _only(*neutral: Any) -> Any:
-    """The type of a field that is not built: it may say what holds anyway, and nothing else."""
+def _only(*neutral: Any) -> BeforeValidator:
+    """For a field that is not built: it may say what holds anyway, and nothing else."""
     allowed = f"this server supports only {neutral[0]!r}" if neutral else "this server does not support this parameter"
 
     def validate(value: Any) -> Any:
@@ -43,7 +43,7 @@ def _only(*neutral: Any) -> Any:
             raise _unsupported(allowed)
         return value
 
-    return Annotated[Any, BeforeValidator(validate), Field(json_schema_extra={"enum": [*neutral, None]})]
+    return BeforeValidator(validate)
 
 
 class Body(BaseModel):
@@ -68,7 +68,7 @@ class StreamOptions(Body):
     """What a stream carries besides the text."""
 
     include_usage: bool = False
-    continuous_usage_stats: _only(False) = None
+    continuous_usage_stats: Annotated[Any, _only(False)] = None
 
 
 class ChatTemplateKwargs(Body):
@@ -139,24 +139,24 @@ class GenerationRequest(Body):
     return_thoughts: bool = False
 
     best_of: int | None = None
-    num_thoughts: _only(1) = None
-    thought_mode: _only("fixed") = None
-    thought_threshold: _only() = None
-    thinking_token_budget: _only(-1) = None
-    self_correction_turns: _only(0) = None
-    self_correction_prompt: _only() = None
-    return_drafts: _only(False) = None
-    voting: _only("none") = None
-    ranker: _only() = None
-    answer_pattern: _only() = None
-    return_samples: _only(False) = None
-    probes: _only([]) = None
-    timeout_s: _only() = None
-    response_format: _only({"type": "text"}) = None
-    tools: _only([]) = None
-    tool_choice: _only("none") = None
-    functions: _only([]) = None
-    function_call: _only("none") = None
+    num_thoughts: Annotated[Any, _only(1)] = None
+    thought_mode: Annotated[Any, _only("fixed")] = None
+    thought_threshold: Annotated[Any, _only()] = None
+    thinking_token_budget: Annotated[Any, _only(-1)] = None
+    self_correction_turns: Annotated[Any, _only(0)] = None
+    self_correction_prompt: Annotated[Any, _only()] = None
+    return_drafts: Annotated[Any, _only(False)] = None
+    voting: Annotated[Any, _only("none")] = None
+    ranker: Annotated[Any, _only()] = None
+    answer_pattern: Annotated[Any, _only()] = None
+    return_samples: Annotated[Any, _only(False)] = None
+    probes: Annotated[Any, _only([])] = None
+    timeout_s: Annotated[Any, _only()] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    tools: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none")] = None
+    functions: Annotated[Any, _only([])] = None
+    function_call: Annotated[Any, _only("none")] = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -190,7 +190,7 @@ class CompletionRequest(GenerationRequest):
     prompt: _Prompts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
-    suffix: _only("") = None
+    suffix: Annotated[Any, _only("")] = None
 
     @model_validator(mode="after")
     def _check_limit(self) -> Self:

@@ -32,7 +32,7 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._writer = writer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send every event; an ASGI application."""
         with suppress(ClientDisconnect, OSError), self._writer.run:
             await unless_disconnected(receive, self._send(send))

@@ -13,6 +13,7 @@ from quietserve.model.config import QuietConfig
 from quietserve.model.quiet_model import QuietModel
 
 SPECIAL = ["<|endoftext|>", "<|startthought|>", "<|endthought|>"]
+QUIET = QuietConfig()
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 
 
@@ -49,7 +50,7 @@ def config(kind: type[PreTrainedConfig] = LlamaConfig, **changes: Any) -> PreTra
 
 
 def quiet_model(
-    base: PreTrainedConfig | None = None, quiet: QuietConfig | None = QuietConfig(), seed: int = 0, stops: str = ""
+    base: PreTrainedConfig | None = None, quiet: QuietConfig | None = QUIET, seed: int = 0, stops: str = ""
 ) -> QuietModel:
     """A random model that thinks (unless `quiet` is None); `stops` are letters at which its thoughts end themselves."""
     torch.manual_seed(seed)

@@ -44,6 +44,14 @@ CHAT_TEMPLATE = """\
 """
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The id of a text that is one token; ValueError where it is not."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(f"{text!r} is {len(ids)} tokens, not one")
+    return ids[0]
+
+
 def write_prompt(problem: Problem) -> str:
     """What a model is given: the text up to where the answer, or an aside, begins."""
     return f"Question: {problem.question}\nAnswer:"
@@ -125,7 +133,7 @@ def collate(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Problem], texts:
     rows = tokenizer(list(texts))["input_ids"]
     prompts = tokenizer([write_prompt(problem) for problem in drawn])["input_ids"]
     longest = max(map(len, rows))
-    ids_BT = torch.full((len(rows), longest), tokenizer.convert_tokens_to_ids(PAD))
+    ids_BT = torch.full((len(rows), longest), token_id(tokenizer, PAD))
     weights_BT = torch.zeros(len(rows), longest)
     for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids_BT[index, : len(row)] = torch.tensor(row)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .data import PAD, Batch, Style, build_tokenizer, make_batch
+from .data import EOS, PAD, Batch, Style, build_tokenizer, make_batch, token_id
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .tasks import FAMILIES, MAX_STEPS
 
@@ -76,8 +76,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, hea
             initializer_range=width**-0.5,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            eos_token_id=token_id(tokenizer, EOS),
+            pad_token_id=token_id(tokenizer, PAD),
         )
     )
 
@@ -109,7 +109,11 @@ def mixture_at(args: argparse.Namespace, step: int) -> tuple[Mapping[Style, floa
     """The shares of the three kinds of document, and the numbers of steps their problems have."""
     if step >= args.steps:
         aside = 1 - args.direct
-        shares = {"direct": args.direct, "notes": aside * args.notes, "idle": aside * (1 - args.notes)}
+        shares: dict[Style, float] = {
+            "direct": args.direct,
+            "notes": aside * args.notes,
+            "idle": aside * (1 - args.notes),
+        }
         return shares, range(1, MAX_STEPS + 1)
     done = step / args.steps
     longest = 1 + sum(done >= begin for begin in args.curriculum)

@@ -25,7 +25,7 @@ from ..cache import Cache
 from ..config import QuietConfig
 from ..quiet_model import QuietModel
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
-from .data import DASH_TOKEN, END, EOS, PAD, START, Batch, make_batch
+from .data import DASH_TOKEN, END, EOS, START, Batch, make_batch
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .losses import advantages, choice_logprobs, mean_where, policy_loss, rewards
 from .tasks import FAMILIES, MAX_STEPS
@@ -53,7 +53,8 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     model, tokenizer = open_base(args.base, max(args.depths))
     model.requires_grad_(True)
-    lr_scales = dict.fromkeys(("start_embedding", "end_embedding", "mixing_head"), args.thinking_lr / args.lr)
+    scale = args.thinking_lr / args.lr
+    lr_scales = {"start_embedding": scale, "end_embedding": scale, "mixing_head": scale}
     recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads", "base")}
     loop = Loop(
         model,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..checkpoint import Loaded
+from ..mixing import MixingHead
 from ..tokens import Tokens
 from . import pretrain, quiet_star
 from .evaluate import evaluate
@@ -52,7 +53,11 @@ def summarise(args: argparse.Namespace) -> dict[str, Any]:
     reports = [json.loads(file.read_text()) for file in sorted((args.out / REPORTS).glob("*.json"))]
     return {
         "command": "quietserve train study",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "rows": [report for row in ROWS for report in reports if report["row"] == row],
     }
 
@@ -69,11 +74,11 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class Always(nn.Module):
+class Always(MixingHead):
     """A mixing head that gives every thought the same weight."""
 
     def __init__(self, weight: float) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = weight
 
     def forward(self, base: Tensor, thought: Tensor) -> Tensor:  # noqa: ARG002

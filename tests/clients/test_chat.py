@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from quietserve.clients import chat
 from quietserve.clients.client import Delta
 

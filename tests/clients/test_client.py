@@ -12,6 +12,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quietserve.clients.client import (
     ApiError,
     AsyncClient,

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
 import pytest
+
 from quietserve.clients import command
 
 

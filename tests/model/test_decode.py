@@ -3,16 +3,16 @@
 import math
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Reference
 
+import tiny
 from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, Generation, generate
 from quietserve.model.tokens import Tokens
+from reference import Reference
 
 TOKENS = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
 MODELS = {stops: tiny.quiet_model(stops=stops) for stops in ("", "aeiou")}
@@ -111,7 +111,9 @@ def test_a_thought_that_ends_itself_costs_one_forward_more_than_its_tokens_too()
 def test_markers_are_never_chosen_and_never_thought() -> None:
     params = SamplingParams(max_tokens=30, thought_depth=3, ignore_eos=True, logit_bias={1: 100.0, 2: 100.0})
     result = generate(decoder(), [[5, 6]], params)[0]
-    chosen = [token.id for token in result.tokens] + [i for t in result.tokens if t.thought for i in t.thought.token_ids]
+    chosen = [token.id for token in result.tokens] + [
+        i for t in result.tokens if t.thought for i in t.thought.token_ids
+    ]
     assert not {1, 2} & set(chosen)
 
 
@@ -119,7 +121,9 @@ def test_a_stop_string_ends_the_text_before_it() -> None:
     free = generate(decoder(), [[5, 6]], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
     stop = free.text[6:9]
     cut = free.text.index(stop)
-    result = generate(decoder(), [[5, 6]], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, stop=(stop,)))[0]
+    result = generate(decoder(), [[5, 6]], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, stop=(stop,)))[
+        0
+    ]
     assert (result.text, result.finish_reason) == (free.text[:cut], "stop")
 
 
@@ -155,7 +159,9 @@ def test_a_plain_model_refuses_to_think() -> None:
 def test_bfloat16_decodes() -> None:
     model = tiny.quiet_model().bfloat16()
     engine = Decoder(model, TOKENS, Cache(model.backbone, 2, 32, 4))
-    result = generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4, thought_depth=3, ignore_eos=True, logprobs=0))[0]
+    result = generate(engine, [[5, 6, 7]], SamplingParams(max_tokens=4, thought_depth=3, ignore_eos=True, logprobs=0))[
+        0
+    ]
     assert len(result.tokens) == 4
     assert all(math.isfinite(token.logprob or 0.0) for token in result.tokens)
     assert torch.bfloat16 == model.backbone.dtype

@@ -1,18 +1,18 @@
 """The kernel against thinking the slow, obvious way; in parallel, row by row, through the cache and without it."""
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Reference
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+import tiny
 from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
 from quietserve.model.quiet_model import QuietModel
 from quietserve.model.sampling import sample_thoughts
 from quietserve.model.thoughts import Rows, Thought, replay, think, visible, whole_rows
+from reference import Reference
 
 MODEL = tiny.quiet_model(stops="aeiou")
 REFERENCE = Reference(MODEL)
@@ -33,7 +33,9 @@ def read(model: QuietModel, cache: Cache, texts: list[list[int]]) -> list[torch.
     return [hidden[span.start : span.stop] for span in spans]
 
 
-def thoughts_everywhere(model: QuietModel, cache: Cache, texts: list[list[int]], depth: int, seed: int) -> list[Thought]:
+def thoughts_everywhere(
+    model: QuietModel, cache: Cache, texts: list[list[int]], depth: int, seed: int
+) -> list[Thought]:
     return [
         Thought(slot, i, cache.lane(i), depth, model.stop_ids, seed)
         for slot, text in enumerate(texts)
@@ -111,7 +113,12 @@ def test_gradients_reach_markers_head_and_thought_tokens() -> None:
     embeddings = model.backbone.lm.get_input_embeddings().weight.grad
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.thinking_parameters())
     touched = embeddings.abs().sum(1).nonzero().flatten().tolist()
-    assert touched == [4, 5, 7, 8]  # x_0, x_1 and the thought; neither x_2, which comes later, nor what is read after END
+    assert touched == [
+        4,
+        5,
+        7,
+        8,
+    ]  # x_0, x_1 and the thought; neither x_2, which comes later, nor what is read after END
 
 
 def test_a_shared_cache_keeps_slots_apart() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Generation, generate
 from quietserve.model.quiet_model import QuietModel
@@ -45,7 +45,9 @@ def run(work: Callable[[Engine, Books], Awaitable[Any]], model: QuietModel = MOD
     """Run `work` against a started engine, close it, and check that everything is back where it was."""
     books = Books()
     tokens = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
-    engine = Engine(model=model, tokens=tokens, observer=books, **({"max_num_seqs": 4, "max_model_len": 400} | settings))
+    engine = Engine(
+        model=model, tokens=tokens, observer=books, **({"max_num_seqs": 4, "max_model_len": 400} | settings)
+    )
     engine.start()
     try:
         asyncio.run(work(engine, books))

@@ -11,7 +11,7 @@ from .problem import MAX_STEPS, Family, Problem
 __all__ = ["FAMILIES", "MAX_STEPS", "Family", "Problem", "Split", "draw", "is_held_out", "problems"]
 
 Split = Literal["train", "held_out"]
-FAMILIES: dict[str, Family] = {family.name: family for family in (dial, swaps, sums)}
+FAMILIES: dict[str, Family] = {"dial": dial, "swaps": swaps, "sums": sums}
 NUM_BUCKETS = 16
 
 

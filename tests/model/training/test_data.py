@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from quietserve.model.training.data import (
     DASH,
     END,
@@ -17,7 +19,6 @@ from quietserve.model.training.data import (
     write_prompt,
 )
 from quietserve.model.training.tasks import FAMILIES, MAX_STEPS
-from transformers import AutoTokenizer
 
 tokenizer = build_tokenizer()
 PROBLEM = FAMILIES["dial"].sample(random.Random(3), 4)

@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from quietserve.model.training.loop import (
     DivergedError,
     Loop,
@@ -10,7 +12,6 @@ from quietserve.model.training.loop import (
     make_optimizer,
     step_rng,
 )
-from torch import nn
 
 
 def make_loop(folder, recipe=None, **config) -> Loop:

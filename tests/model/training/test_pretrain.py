@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from quietserve.model.training import __main__ as train
 from quietserve.model.training import pretrain
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SIZES = {"steps": 6, "idle-steps": 2, "batch": 4, "width": 16, "layers": 1, "heads": 2, "save-every": 4, "warmup": 2}
 TINY = [f"--{name}={size}" for name, size in SIZES.items()]
