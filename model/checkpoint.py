@@ -167,7 +167,12 @@ def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> t
             kind = settings.pop("model_type")
             parsed = AutoConfig.for_model(kind, **settings)
             pair: Any = AutoModelForCausalLM.from_pretrained(
-                folder, config=parsed, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                config=parsed,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
             lm, report = pair
     except KeyError as error:

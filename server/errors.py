@@ -170,12 +170,7 @@ def _from_http(error: HTTPException) -> ApiError:
 
 def _path(parts: Iterable[str | int]) -> str:
     """Where in the body, as one writes it: `messages[0].content`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in parts).removeprefix(".")
-
-
-def _key(name: str) -> str:
-    """A key of a client's on one short line, whatever it holds."""
-    return name if name.isidentifier() and len(name) <= 64 else repr(name[:64])
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _line(error: Exception) -> str:

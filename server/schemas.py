@@ -22,6 +22,11 @@ def _unsupported(message: str, param: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("unsupported_parameter", "{message}", {"message": message, "param": param})
 
 
+def _quoted(key: str) -> str:
+    """A client's key on one short line, whatever it holds."""
+    return key if key.isidentifier() and len(key) <= 64 else repr(key[:64])
+
+
 def _wanted(description: str) -> WrapValidator:
     """One message for a whole field, in place of a complaint for each member of its type."""
 
@@ -60,7 +65,7 @@ class Body(BaseModel):
         for key in present:
             if key not in cls.model_fields:
                 near = difflib.get_close_matches(key[:64], cls.model_fields, n=1, cutoff=0.75)
-                raise _unsupported("unknown field" + (f"; did you mean {near[0]!r}?" if near else ""), key)
+                raise _unsupported("unknown field" + (f"; did you mean {near[0]!r}?" if near else ""), _quoted(key))
         return present
 
 

@@ -67,10 +67,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, hea
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
-            intermediate_size=4 * width,
+            intermediate_size=3 * width,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=heads,
+            num_key_value_heads=heads // 2,
             head_dim=HEAD_WIDTH,
             max_position_embeddings=1024,
             initializer_range=width**-0.5,
@@ -124,6 +124,10 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("steps", "batch", "width", "layers", "heads", "threads", "save_every"):
         _require(getattr(args, name) >= 1, name, getattr(args, name), "1 or more")
     _require(args.idle_steps >= 0, "idle_steps", args.idle_steps, "0 or more")
+    _require(args.heads % 2 == 0, "heads", args.heads, "even: two share their keys and values")
+    begins = " ".join(map(str, args.curriculum))
+    _require(sorted(args.curriculum) == args.curriculum, "curriculum", begins, "five shares that rise")
+    _require(args.out.is_dir() or not args.out.exists(), "out", args.out, "a folder")
     for name in ("direct", "notes"):
         _require(0 <= getattr(args, name) <= 1, name, getattr(args, name), "between 0 and 1")
     for name in ("lr", "idle_lr"):
@@ -154,11 +158,11 @@ def _parser() -> argparse.ArgumentParser:
         "--curriculum",
         type=float,
         nargs=5,
-        default=[0.25, 0.32, 0.38, 0.44, 0.5],
+        default=[0.15, 0.22, 0.29, 0.36, 0.43],
         metavar="SHARE",
         help="shares of the main corpus after which problems may have 2, 3, 4, 5, 6 steps (%(default)s)",
     )
-    add("--direct", type=float, default=0.4, help="share of documents that answer at once (%(default)s)")
+    add("--direct", type=float, default=0.3, help="share of documents that answer at once (%(default)s)")
     add("--notes", type=float, default=0.3, help="share of the continuation's asides that are notes (%(default)s)")
     add("--width", type=int, default=64, help="hidden size (%(default)s)")
     add("--layers", type=int, default=3, help="decoder layers (%(default)s)")

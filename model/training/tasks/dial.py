@@ -44,7 +44,7 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
 
 
 def _turn(rng: random.Random, state: int) -> tuple[str, int]:
-    n = rng.randint(1, 9)
+    n = rng.randint(1, 5)
     wordings, after = rng.choice(
         (
             (UP, state + n),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-WOMEN: tuple[str, ...] = ("Alice", "Anna", "Clara", "Emma", "Grace", "Kate", "Lucy", "Mary")
-MEN: tuple[str, ...] = ("Ben", "Bob", "Carl", "David", "Frank", "Jack", "Leo", "Tom")
+WOMEN: tuple[str, ...] = ("Alice", "Anna", "Clara", "Dora", "Emma", "Mary")
+MEN: tuple[str, ...] = ("Ben", "Bob", "Carl", "David", "Jack", "Tom")
 MAX_STEPS = 6
 
 

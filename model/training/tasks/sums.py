@@ -1,6 +1,6 @@
 """A person's things grow, shrink, double, triple and halve; how many are there at the end?
 
-Counts stay between 0 and 20. Doubling and halving make the order matter: no step can be taken without those before it.
+Counts stay between 0 and 12. Doubling and halving make the order matter: no step can be taken without those before it.
 """
 
 import random
@@ -10,7 +10,7 @@ from .problem import MEN, WOMEN, Problem, draw_days, is_answer, narrate, write_n
 name = "sums"
 verify = is_answer
 
-MOST = 20
+MOST = 12
 ITEMS = (
     "apples", "balls", "beads", "books", "cards", "coins", "eggs", "flowers", "marbles", "nuts",
     "pears", "pencils", "shells", "stamps", "stones", "sweets",
@@ -36,7 +36,7 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
     days = draw_days(rng, num_steps)
     who, pronoun = rng.choice([(who, "She") for who in WOMEN] + [(who, "He") for who in MEN])
     items = rng.choice(ITEMS)
-    state = rng.randint(2, 12)
+    state = rng.randint(1, MOST)
     parts = [rng.choice(STARTS).format(who=who, state=state, items=items)]
     deeds, states = [], []
     for _ in days:
@@ -50,7 +50,7 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
 
 def _change(rng: random.Random, state: int) -> tuple[str, int]:
     """A deed that leaves a whole number of things in range, and the count after it."""
-    n = rng.randint(1, 9)
+    n = rng.randint(1, 5)
     choices = ((ADD, state + n), (ADD, state + n), (TAKE, state - n), (TAKE, state - n))
     if state:
         choices += ((DOUBLE, 2 * state), (DOUBLE, 2 * state), (TRIPLE, 3 * state), (TRIPLE, 3 * state))

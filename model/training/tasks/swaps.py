@@ -2,11 +2,12 @@
 
 import random
 
-from .problem import MEN, WOMEN, Problem, draw_days, is_answer, listed, narrate, write_notes
+from .problem import Problem, draw_days, is_answer, listed, narrate, write_notes
 
 name = "swaps"
 verify = is_answer
 
+PEOPLE = ("Anna", "Ben", "Carl", "Dora", "Emma")  # few: who swaps with whom is a table a small model can learn
 THINGS = (
     "ball", "bell", "book", "bottle", "box", "coin", "cup", "hat",
     "key", "kite", "lamp", "letter", "map", "pen", "ring", "watch",
@@ -24,7 +25,7 @@ ASKS = (
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a swapping problem of `num_steps` swaps among three to five people."""
     days = draw_days(rng, num_steps)
-    people = rng.sample(WOMEN + MEN, rng.choice((3, 4, 5, 5)))
+    people = rng.sample(PEOPLE, rng.choice((3, 4, 5)))
     things = rng.sample(THINGS, len(people))
     holder, thing = rng.choice(list(zip(people, things, strict=True)))
     has = rng.choice(("has", "has", "holds"))

@@ -67,7 +67,11 @@ def test_the_continuation_opens_idle_talk():
     [
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["--idle-steps", "-1"], "--idle-steps is -1"),
-        (["--curriculum", "0.1", "0.2", "0.4", "0.3", "1"], "--curriculum is 0.1 0.2 0.4 0.3 1.0; it must rise"),
+        (
+            ["--curriculum", "0.1", "0.2", "0.4", "0.3", "1"],
+            "--curriculum is 0.1 0.2 0.4 0.3 1.0; it must be five shares that rise",
+        ),
+        (["--heads", "3"], "--heads is 3; it must be even"),
         (["--notes", "1.5"], "--notes is 1.5; it must be between 0 and 1"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
         (["--families", "chess"], "--families is chess; it must be among dial"),
@@ -95,7 +99,7 @@ def test_a_loss_that_is_no_number_is_code_1_and_one_line(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("arguments", [[], ["alchemy"]])
 def test_an_unknown_method_lists_the_known(arguments, capsys):
     assert train.main(arguments) == 2
-    assert "{pretrain,quiet-star}" in capsys.readouterr().err
+    assert "{pretrain,quiet-star" in capsys.readouterr().err
 
 
 def test_help_costs_nothing(capsys):

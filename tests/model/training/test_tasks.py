@@ -67,7 +67,7 @@ def solve_sums(question: str) -> list[str]:
             state *= {"double": 2, "triple": 3}[match[0]]
         else:
             state += number_in(deed) * (1 if re.search("buys|finds|gets", deed) else -1)
-        assert 0 <= state <= 20
+        assert 0 <= state <= 12
         states.append(str(state))
     return states
 
@@ -121,11 +121,15 @@ def test_one_question_in_sixteen_is_held_out():
 
 
 def test_the_split_is_of_the_text_and_the_same_for_ever():
-    question = "A dial is at 3. It flips over on Monday. Where is the dial now?"
-    assert is_held_out(Problem("dial", question, "6", " Monday 6", 1)) is HELD_OUT_TODAY
+    """Were the hash to change, problems that a checkpoint was trained on would be evaluated on."""
+    stories = [(state, day) for state in range(10) for day in ("Monday", "Friday")]
+    questions = [f"A dial is at {state}. It flips over on {day}. Where is the dial now?" for state, day in stories]
+    held_out = [story for story, question in zip(stories, questions, strict=True) if is_held_out(dial(question))]
+    assert held_out == [(1, "Monday"), (8, "Friday")]
 
 
-HELD_OUT_TODAY = False  # of sha256; were this to change, problems that were trained on would be evaluated on
+def dial(question: str) -> Problem:
+    return Problem("dial", question, "", "", 1)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

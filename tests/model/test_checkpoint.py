@@ -1,0 +1,272 @@
+"""Checkpoints: what is saved loads, the public layout loads as it is, and everything broken is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from quietserve.model import checkpoint
+from quietserve.model.cache import Cache
+from quietserve.model.checkpoint import CheckpointError
+from quietserve.model.config import QuietConfig, SamplingParams
+from quietserve.model.decode import Decoder, generate
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("own") / "tiny-quiet")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "tiny-quiet"))
+
+
+def test_what_is_saved_is_what_loads(saved: Path) -> None:
+    model, loaded = tiny.quiet_model(), checkpoint.load(saved)
+    state = loaded.model.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert loaded.model.quiet == model.quiet
+    assert loaded.name == "tiny-quiet"
+    assert not [file for file in saved.parent.iterdir() if file != saved], "nothing is left aside"
+
+
+def test_transformers_loads_our_layout_as_the_plain_base(saved: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(saved)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = checkpoint.load(saved)
+    engine = Decoder(ours.model, ours.tokens, Cache(ours.model.backbone, 1, 16, 2))
+    scored = generate(engine, [ids[0].tolist()], SamplingParams(max_tokens=0, prompt_logprobs=0))[0].prompt
+    logits = plain(ids).logits[0].detach()
+    logits[:, [1, 2]] = float("-inf")
+    for i, token in enumerate(scored[1:]):
+        assert token.logprob == pytest.approx(float(logits[i].log_softmax(-1)[token.id]), abs=1e-4)
+
+
+def test_a_plain_model_loads_and_cannot_think(tmp_path: Path) -> None:
+    loaded = checkpoint.load(tiny.save(tmp_path / "plain", quiet=None))
+    assert not loaded.model.can_think
+
+
+def test_thought_stop_tokens_become_ids(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "stops", quiet=QuietConfig(thought_stop_tokens=("<|endoftext|>", "a")))
+    assert checkpoint.load(folder).model.stop_ids == {0, tiny.tokenizer().get_vocab()["a"]}
+    (folder / "quiet_config.json").write_text(json.dumps({"thought_stop_tokens": ["nowhere"]}))
+    with pytest.raises(
+        CheckpointError, match=r"quiet_config.json: thought_stop_tokens: the tokenizer has no 'nowhere'"
+    ):
+        checkpoint.load(folder)
+
+
+# The public layout: the seven tensors of METHODS among the model's own, their names and shapes written out here.
+
+
+def public(folder: Path, head: str = "mlp", **flags: object) -> dict[str, torch.Tensor]:
+    """Write a tiny checkpoint of the public layout; returns its seven (or fewer) tensors."""
+    torch.manual_seed(1)
+    lm = AutoModelForCausalLM.from_config(tiny.config(MistralConfig, sliding_window=None))
+    lm.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    size = 32
+    width = size if head == "thought" else 2 * size
+    extra = {"start_embedding": torch.randn(2, size) / 100, "end_embedding": torch.randn(2, size) / 100}
+    if head == "linear":
+        extra |= {"talk_head.0.0.weight": torch.randn(1, width)}
+    else:
+        extra |= {"talk_head.0.0.weight": torch.randn(size, width) / 8, "talk_head.0.0.bias": torch.randn(size)}
+        extra |= {"talk_head.0.2.weight": torch.randn(size, size) / 8, "talk_head.0.2.bias": torch.randn(size)}
+        extra |= {"talk_head.0.4.weight": torch.randn(1, size) / 8}
+    save_file(load_file(folder / "model.safetensors") | extra, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_thoughts": 10, "use_concat_talk_head": head != "thought", "use_complex_talk_head": head != "linear"}
+    config |= {"use_weighted_talk_head": True, "use_shallow_talk": False, "merged_lm_and_talk_heads": False}
+    (folder / "config.json").write_text(json.dumps(config | flags))
+    return extra
+
+
+def by_hand(
+    folder: Path, extra: dict[str, torch.Tensor], text: list[int], depth: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Mixed logits after `text` with a greedy thought, a step at a time, from the tensors as they lie in the file."""
+    names = load_file(folder / "model.safetensors").keys()
+    assert set(extra) <= set(names)
+    state = {k: v for k, v in load_file(folder / "model.safetensors").items() if k not in extra}
+    lm = AutoModelForCausalLM.from_config(tiny.config(MistralConfig, sliding_window=None))
+    lm.load_state_dict(state)
+    lm.eval().requires_grad_(False)
+    words = lm.get_input_embeddings()
+    read = words(torch.tensor(text))
+
+    def last() -> torch.Tensor:
+        return lm.model(inputs_embeds=read[None], use_cache=False).last_hidden_state[0, -1]
+
+    h_base = last()
+    read = torch.cat([read, extra["start_embedding"][:1] * 100])
+    thought = []
+    for _ in range(depth):
+        logits = lm.lm_head(last())
+        logits[[1, 2]] = float("-inf")
+        thought.append(int(logits.argmax()))
+        read = torch.cat([read, words(torch.tensor(thought[-1:]))])
+    read = torch.cat([read, extra["end_embedding"][:1] * 100])
+    h_thought = last()
+    pair = torch.cat([h_base, h_thought])
+    if "talk_head.0.4.weight" in extra:
+        first = extra["talk_head.0.0.weight"]
+        x = (first @ (pair if first.shape[1] == 64 else h_thought) + extra["talk_head.0.0.bias"]).relu()
+        x = (extra["talk_head.0.2.weight"] @ x + extra["talk_head.0.2.bias"]).relu()
+        weight = extra["talk_head.0.4.weight"] @ x
+    else:
+        weight = extra["talk_head.0.0.weight"] @ pair
+    mixed = (1 - weight) * lm.lm_head(h_base) + weight * lm.lm_head(h_thought)
+    mixed[[1, 2]] = float("-inf")
+    return mixed, thought
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear", "thought"])
+def test_the_public_layout_loads_as_it_is(head: str, tmp_path: Path) -> None:
+    extra = public(tmp_path, head)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.model.quiet is not None
+    assert loaded.model.quiet.thought_depth == 5  # n_ahead 8: START, five tokens, END and one foretold
+    assert not loaded.model.stop_ids
+    engine = Decoder(loaded.model, loaded.tokens, Cache(loaded.model.backbone, 1, 32, 5))
+    text = [40, 50, 60, 70]
+    params = SamplingParams(max_tokens=1, temperature=0, thought_temperature=0, thought_depth=5, logprobs=20)
+    token = generate(engine, [text], params)[0].tokens[0]
+    mixed, thought = by_hand(tmp_path, extra, text, 5)
+    assert token.thought is not None
+    assert list(token.thought.token_ids) == thought
+    expected = mixed.log_softmax(-1)
+    for number, value in token.top_logprobs:
+        assert value == pytest.approx(float(expected[number]), abs=2e-3)
+
+
+def test_the_public_layout_under_its_own_model_type(tmp_path: Path) -> None:
+    public(tmp_path, model_type="quiet")
+    assert checkpoint.load(tmp_path).model.can_think
+
+
+def test_markers_among_the_vocabulary_are_found_by_name(tmp_path: Path) -> None:
+    public(tmp_path)
+    assert checkpoint.load(tmp_path).model.hidden_ids == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("use_shallow_talk", True), ("merged_lm_and_talk_heads", True), ("use_weighted_talk_head", False)],
+)
+def test_a_head_we_do_not_know_is_named(flag: str, value: bool, tmp_path: Path) -> None:
+    public(tmp_path, **{flag: value})
+    with pytest.raises(CheckpointError, match=f"config.json: {flag} is {value}"):
+        checkpoint.load(tmp_path)
+
+
+# Everything that can be wrong with a folder: one line that names the file or the tensor.
+
+
+def rewrite(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        change(tensors)
+        save_file(tensors, folder / name, {"format": "pt"})
+
+    return apply
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+
+    return apply
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no config", lambda f: (f / "config.json").unlink(), r"config.json: missing"),
+    ("config not JSON", write("config.json", "{"), r"config.json: not readable as JSON"),
+    ("config a list", write("config.json", "[]"), r"config.json: holds list, not an object"),
+    ("unknown model type", write("config.json", '{"model_type": "spaceship"}'), r"not a causal language model"),
+    ("no model type", write("config.json", "{}"), r"config.json: has no 'model_type'"),
+    ("no tensors", lambda f: (f / "model.safetensors").unlink(), r"model.safetensors: missing"),
+    ("truncated tensors", truncate("model.safetensors"), r"model.safetensors: damaged or truncated"),
+    ("truncated head", truncate("quiet.safetensors"), r"quiet.safetensors: damaged or truncated"),
+    ("no head", lambda f: (f / "quiet.safetensors").unlink(), r"quiet.safetensors: missing"),
+    ("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), r"no readable tokenizer"),
+    (
+        "a tensor missing",
+        rewrite("model.safetensors", lambda t: t.pop("model.norm.weight")),
+        r"'model.norm.weight' is missing",
+    ),
+    (
+        "a tensor too many",
+        rewrite("model.safetensors", lambda t: t.update({"stray": torch.ones(1)})),
+        r"'stray' is not expected",
+    ),
+    (
+        "a tensor of another shape",
+        rewrite("model.safetensors", lambda t: t.update({"model.norm.weight": torch.ones(5)})),
+        r"'model.norm.weight' is of another shape",
+    ),
+    (
+        "a marker missing",
+        rewrite("quiet.safetensors", lambda t: t.pop("end_embedding")),
+        r"'end_embedding' is missing",
+    ),
+    (
+        "a head too many",
+        rewrite("quiet.safetensors", lambda t: t.update({"mixing_head.layers.9.weight": torch.ones(1)})),
+        r"'mixing_head.layers.9.weight' is not expected",
+    ),
+    (
+        "a marker of another size",
+        rewrite("quiet.safetensors", lambda t: t.update({"start_embedding": torch.ones(7)})),
+        r"'start_embedding' has shape \[7\], not \[32\]",
+    ),
+    ("unknown quiet key", write("quiet_config.json", '{"depth": 3}'), r"quiet_config.json: unknown key 'depth'"),
+    (
+        "quiet value out of range",
+        write("quiet_config.json", '{"thought_depth": -3}'),
+        r"quiet_config.json: thought_depth is -3; it must be 0 or more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("harm", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_broken_checkpoint_is_named_in_one_line(harm: Callable[[Path], object], reason: str, folder: Path) -> None:
+    harm(folder)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        checkpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_the_index_names_must_be_there(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: missing"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "nowhere"])
+def test_a_folder_that_is_not_there(path: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{path}: no such checkpoint folder"):
+        checkpoint.load(path)
+
+
+def test_what_we_do_not_compute_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "capped")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
+    with pytest.raises(CheckpointError, match="'final_logit_softcapping' is 30.0; only None is supported"):
+        checkpoint.load(folder)

@@ -1,0 +1,79 @@
+"""Prompts that may not be read, and text that arrives a token at a time."""
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietserve.model.tokens import PromptError, TextStream, Tokens
+
+TOKENS = Tokens(tiny.tokenizer(), eos_ids=[5], marker_tokens=tiny.SPECIAL[1:], num_ids=259)
+
+
+@given(st.text())
+def test_text_survives_the_round_trip_and_arrives_whole(text: str) -> None:
+    ids = TOKENS.encode(text)
+    assert TOKENS.decode(ids) == text.replace("<|endoftext|>", "")
+    stream = TextStream(TOKENS)
+    assert "".join([stream.add(token) for token in ids]) + stream.finish() == TOKENS.decode(ids)
+
+
+@given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    ids = TOKENS.encode(text)
+    whole = TOKENS.decode(ids)
+    cuts = [whole.index(stop) for stop in stops if stop in whole]
+    stream, arrived = TextStream(TOKENS, stops), ""
+    for token in ids:
+        arrived += stream.add(token)
+        if stream.stopped:
+            break
+    arrived += stream.finish()
+    assert stream.stopped == bool(cuts)
+    assert arrived == whole[: min(cuts)] if cuts else arrived == whole
+
+
+def test_half_a_character_and_half_a_stop_string_are_withheld() -> None:
+    stream = TextStream(TOKENS, ["stop"])
+    pieces = [stream.add(token) for token in TOKENS.encode("é sto")]
+    assert pieces == ["", "é", " ", "", "", ""]
+    assert stream.finish() == "sto"
+
+
+def test_bytes_that_are_no_character_arrive_at_the_end() -> None:
+    first = TOKENS.encode("é")[0]
+    stream = TextStream(TOKENS)
+    assert stream.add(first) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_ends_of_the_text_are_the_tokenizers_and_the_models() -> None:
+    assert TOKENS.eos_ids == {0, 5}
+
+
+@pytest.mark.parametrize("marker", tiny.SPECIAL[1:])
+def test_a_thought_marker_is_refused_as_text_and_as_id(marker: str) -> None:
+    with pytest.raises(PromptError, match="thought marker"):
+        TOKENS.encode(f"think {marker} hard")
+    with pytest.raises(PromptError, match="thought marker"):
+        TOKENS.render([{"role": "user", "content": marker}])
+    with pytest.raises(PromptError, match="thought marker"):
+        TOKENS.check([7, TOKENS.markers[marker]])
+
+
+@pytest.mark.parametrize("token", [-1, 259, 10**12])
+def test_an_id_out_of_range_is_refused(token: int) -> None:
+    with pytest.raises(PromptError, match=f"token id {token} is out of range; ids are 0 to 258"):
+        TOKENS.check([3, token])
+
+
+def test_chat_is_rendered_by_the_checkpoints_template() -> None:
+    ids = TOKENS.render([{"role": "user", "content": "hello"}])
+    assert TOKENS.decode(ids) == "user: hello\nassistant:"
+    plain = tiny.tokenizer()
+    plain.chat_template = None
+    with pytest.raises(PromptError, match="no chat template"):
+        Tokens(plain).render([{"role": "user", "content": "hello"}])
+    plain.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match="refuses these messages: roles must alternate"):
+        Tokens(plain).render([{"role": "user", "content": "hello"}])

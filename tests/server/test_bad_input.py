@@ -1,0 +1,217 @@
+"""Every bad request gets one clear line in an error object, and nothing reaches the engine."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fake_engine import Client, FakeEngine
+from quietserve.server.schemas import ChatRequest, CompletionRequest
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+UNSUPPORTED = "unsupported_parameter"
+
+# body of a completion, code, param, words of the message
+BAD = [
+    ({"prompt": None}, "missing_required_parameter", "prompt", "prompt is required"),
+    ({"prompt": []}, "invalid_value", "prompt", "must be a string, a list of strings"),
+    ({"prompt": ""}, "invalid_value", "prompt", "empty"),
+    ({"prompt": ["a", 1]}, "invalid_value", "prompt", "must be a string, a list of strings"),
+    ({"prompt": [1, True]}, "invalid_value", "prompt", "must be a string, a list of strings"),
+    ({"prompt": [999]}, "invalid_value", None, "token id 999 is out of range; ids are 0 to 258"),
+    ({"prompt": [257]}, "invalid_value", None, "token id 257 is a thought marker"),
+    ({"prompt": "a <|startthought|>"}, "invalid_value", None, "thought marker '<|startthought|>'"),
+    (
+        {"prompt": "p" * 190, "max_tokens": 16},
+        "context_length_exceeded",
+        "prompt",
+        "maximum context length is 200 tokens",
+    ),
+    ({"prompt": "p" * 200}, "context_length_exceeded", "prompt", "However, you requested 200 tokens"),
+    ({"max_tokens": "5"}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
+    ({"max_tokens": True}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
+    ({"max_tokens": 1.5}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
+    ({"max_tokens": 0}, "invalid_value", "max_tokens", "only with echo"),
+    ({"max_tokens": -1}, "invalid_value", "max_tokens", "greater than or equal to 0"),
+    ({"max_tokens": 4, "min_tokens": 5}, "invalid_value", "min_tokens", "must be at most max_tokens, 4"),
+    ({"temperature": 2.1}, "invalid_value", "temperature", "less than or equal to 2"),
+    ({"temperature": "1"}, "invalid_value", "temperature", "must be a valid number"),
+    ({"top_p": 0}, "invalid_value", "top_p", "greater than 0"),
+    ({"n": 0}, "invalid_value", "n", "greater than or equal to 1"),
+    ({"n": 17}, "invalid_value", "n", "less than or equal to 16"),
+    ({"seed": 2**63}, "invalid_value", "seed", "seed must be"),
+    ({"logprobs": 21}, "invalid_value", "logprobs", "less than or equal to 20"),
+    ({"logprobs": True}, "invalid_value", "logprobs", "must be a valid integer"),
+    ({"stop": ["x"] * 17}, "invalid_value", "stop", "at most 16 strings"),
+    ({"stop": ""}, "invalid_value", "stop", "none of them empty"),
+    ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a map from token ids to biases"),
+    ({"logit_bias": {"999": 1}}, "invalid_value", "logit_bias", "ids are 0 to 258"),
+    ({"logit_bias": {"257": 1}}, "invalid_value", "logit_bias", "thought marker"),
+    ({"stop_token_ids": [999]}, "invalid_value", "stop_token_ids", "ids are 0 to 258"),
+    ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options", "stream to true"),
+    ({"stream": True, "prompt_logprobs": 1}, "invalid_value", "prompt_logprobs", "cannot carry"),
+    ({"thought_depth": 17}, "invalid_value", "thought_depth", "depth 17; it must be between 0 and 16"),
+    ({"thought_depth": -1}, "invalid_value", "thought_depth", "greater than or equal to 0"),
+    ({"thought_depth": True}, "invalid_value", "thought_depth", "must be a valid integer"),
+    ({"thought_temperature": 3}, "invalid_value", "thought_temperature", "less than or equal to 2"),
+    ({"reasoning_effort": "huge"}, "invalid_value", "reasoning_effort", "must be 'none', 'minimal'"),
+    ({"chat_template_kwargs": {"x": 1}}, UNSUPPORTED, "chat_template_kwargs.x", "unknown field"),
+    ({"thought_dept": 4}, UNSUPPORTED, "thought_dept", "did you mean 'thought_depth'?"),
+    ({"frobnicate": 4}, UNSUPPORTED, "frobnicate", "unknown field"),
+    ({"\ud800\n" + "k" * 99: 4}, UNSUPPORTED, "'\\ud800\\n" + "k" * 62 + "'", "unknown field"),
+    ({"model": "other"}, "model_not_found", "model", "The model 'other' does not exist"),
+    ({"suffix": "s"}, UNSUPPORTED, "suffix", "suffix"),
+    ({"num_thoughts": 2}, UNSUPPORTED, "num_thoughts", "supports only 1"),
+    ({"num_thoughts": True}, UNSUPPORTED, "num_thoughts", "supports only 1"),
+    ({"thought_mode": "adaptive"}, UNSUPPORTED, "thought_mode", "supports only 'fixed'"),
+    ({"thought_threshold": 0.3}, UNSUPPORTED, "thought_threshold", "does not support"),
+    ({"thinking_token_budget": 9}, UNSUPPORTED, "thinking_token_budget", "supports only -1"),
+    ({"self_correction_turns": 1}, UNSUPPORTED, "self_correction_turns", "supports only 0"),
+    ({"best_of": 3}, UNSUPPORTED, "best_of", "supports only the value of n"),
+    ({"voting": "majority"}, UNSUPPORTED, "voting", "supports only 'none'"),
+    ({"probes": ["p"]}, UNSUPPORTED, "probes", "supports only []"),
+    ({"timeout_s": 3}, UNSUPPORTED, "timeout_s", "does not support"),
+    ({"tools": [{}]}, UNSUPPORTED, "tools", "tools"),
+    ({"functions": [{}]}, UNSUPPORTED, "functions", "functions"),
+    ({"response_format": {"type": "json_object"}}, UNSUPPORTED, "response_format", "supports only {'type': 'text'}"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        UNSUPPORTED,
+        "stream_options.continuous_usage_stats",
+        "supports only False",
+    ),
+]
+
+
+def refused(reply: Any, status: int) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["x-request-id"]
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error
+
+
+@pytest.mark.parametrize(("body", "code", "param", "words"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_completions(client: Client, engine: FakeEngine, body: dict, code: str, param: str, words: str) -> None:
+    content = json.dumps({"model": "fake", "prompt": "p", **body})
+    reply = client.request("POST", COMPLETIONS, content=content, headers={"content-type": "application/json"})
+    error = refused(reply, 404 if code == "model_not_found" else 400)
+    assert (error["code"], error["param"]) == (code, param)
+    assert words in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert not engine.tickets
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": None}, "missing_required_parameter", "messages"),
+        ({"messages": "hello"}, "invalid_value", "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid_value", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, UNSUPPORTED, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "<|endthought|>"}]}, "invalid_value", None),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "context_length_exceeded", "messages"),
+        ({"logprobs": 3}, "invalid_value", "logprobs"),
+        ({"top_logprobs": 3}, "invalid_value", "top_logprobs"),
+        ({"max_completion_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"echo": True}, UNSUPPORTED, "echo"),
+        ({"prompt": "x"}, UNSUPPORTED, "prompt"),
+    ],
+    ids=str,
+)
+def test_bad_chats(client: Client, body: dict, code: str, param: str) -> None:
+    error = refused(client.post(CHAT, {"messages": [{"role": "user", "content": "x"}], **body}), 400)
+    assert (error["code"], error["param"]) == (code, param)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "nul", b"\xff\xfe\x00", "[" * 100_000, '{"n": ' + "9" * 5000 + "}", "[]", '"text"', "3", "null"],
+    ids=lambda content: repr(content[:12]),
+)
+def test_bodies_that_are_no_object(client: Client, content: str | bytes) -> None:
+    reply = client.request("POST", COMPLETIONS, content=content, headers={"content-type": "application/json"})
+    error = refused(reply, 400)
+    assert error["code"] in ("invalid_json", "invalid_value")
+    assert "JSON" in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
+def test_other_content_types(client: Client, kind: str) -> None:
+    headers = {"content-type": kind} if kind else {}
+    refused(client.request("POST", COMPLETIONS, content='{"prompt": "x"}', headers=headers), 415)
+
+
+def test_bodies_that_are_too_large(client: Client) -> None:
+    async def pieces():
+        for _ in range(17):
+            yield b" " * 2**20
+
+    headers = {"content-type": "application/json"}
+    for content in (b" " * (17 * 2**20), pieces()):
+        error = refused(client.request("POST", COMPLETIONS, content=content, headers=headers), 413)
+        assert error["code"] == "request_too_large"
+
+
+def test_unknown_routes_and_methods(client: Client) -> None:
+    assert refused(client.get("/nothing/here"), 404)["code"] == "not_found"
+    assert refused(client.get("/v1/completions/"), 404)["code"] == "not_found"
+    assert refused(client.get("/v1/models/a/b"), 404)["code"] == "model_not_found"
+    for method in ("PUT", "DELETE", "TRACE", "FROB"):
+        reply = client.request(method, COMPLETIONS)
+        assert refused(reply, 405)["code"] == "method_not_allowed"
+        assert reply.headers["allow"] == "POST"
+
+
+def test_a_model_that_cannot_think_says_so(client: Client, engine: FakeEngine) -> None:
+    engine.max_thought_depth = 0
+    error = refused(client.post(COMPLETIONS, {"prompt": "x", "thought_depth": 2}), 400)
+    assert "this model cannot think" in error["message"]
+    assert error["param"] == "thought_depth"
+
+
+def test_no_input_is_quoted_back(client: Client) -> None:
+    reply = client.post(COMPLETIONS, {"prompt": {"secret": "Rumpelstilzchen"}, "stop": 7})
+    assert "Rumpelstilzchen" not in reply.text
+
+
+NAMES = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields})
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.integers(-3, 20)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["<|startthought|>", "\ud800", "user", "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=5) | st.sampled_from(["role", "content", "type", "text", "65"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+GOOD = {"prompt": "abc", "messages": [{"role": "user", "content": "abc"}]}
+
+
+@pytest.mark.parametrize(("path", "required"), [(COMPLETIONS, "prompt"), (CHAT, "messages")])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    body=VALUES | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), VALUES, max_size=4), sane=st.booleans()
+)
+def test_no_json_breaks_it(client: Client, path: str, required: str, body: Any, sane: bool) -> None:
+    if sane and isinstance(body, dict):
+        body = {required: GOOD[required], **body}
+    reply = client.request("POST", path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert reply.status_code in (200, 400, 404), reply.text
+    if reply.status_code != 200:
+        refused(reply, reply.status_code)
