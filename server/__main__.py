@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.from_args(sys.argv[1:] if argv is None else argv)
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-        listener = _bind(settings)
-        with listener:
+        with _bind(settings) as listener:
             return _serve(settings, listener)
     except (SettingsError, CheckpointError) as error:
         print(f"quietserve serve: {' '.join(str(error).split())}", file=sys.stderr)
@@ -96,15 +95,18 @@ class DrainingServer(uvicorn.Server):
 
 def _bind(settings: Settings) -> socket.socket:
     """The address, taken before the model is loaded: whoever cannot have it learns so at once."""
+    host, port = settings.host, settings.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
 
 

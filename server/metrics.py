@@ -56,8 +56,9 @@ class Metrics:
 
     def describe_model(self, dtype: str, device: str, model_bytes: int, kv_cache_bytes: int) -> None:
         """Tell what was loaded."""
-        labels = {"dtype": dtype, "device": device}
-        self._gauge("model_info", "What the model runs as.", *labels).labels(self._model, **labels).set(1)
+        self._gauge("model_info", "What the model runs as.", "dtype", "device").labels(self._model, dtype, device).set(
+            1
+        )
         self._gauge("model_memory_bytes", "Memory of the weights.").labels(self._model).set(model_bytes)
         self._gauge("kv_cache_bytes", "Memory of the key-value cache.").labels(self._model).set(kv_cache_bytes)
 

@@ -57,7 +57,7 @@ async def model(model_id: str, request: Request) -> ModelReply:
 async def health(request: Request) -> dict[str, str]:
     """The process is alive, draining or not."""
     if not _pipeline(request).engine.healthy:
-        raise UnavailableError("The engine has stopped.", code="draining")
+        raise UnavailableError("The engine has stopped.", code="internal_error")
     return {"status": "ok"}
 
 

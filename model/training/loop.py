@@ -119,7 +119,10 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
-        loss, facts = loss_at(self.step)
+        try:
+            loss, facts = loss_at(self.step)
+        except DivergedError as error:
+            raise DivergedError(f"{error} at step {self.step}") from error
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip))
         if not (math.isfinite(loss.item()) and math.isfinite(norm)):

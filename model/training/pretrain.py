@@ -23,6 +23,8 @@ HEAD_WIDTH = (
     32  # wider than width / heads: half of a head's dimensions turn too fast with the position to match words by
 )
 
+ROPE_THETA = 1e6  # so that most of a head turns too slowly to disturb the match of a day in the notes with its step
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run `quietserve train pretrain`: 0 when the base is written, 2 for bad arguments, 1 if training failed."""
@@ -73,6 +75,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, hea
             num_key_value_heads=heads // 2,
             head_dim=HEAD_WIDTH,
             max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             initializer_range=width**-0.5,
             tie_word_embeddings=True,
             bos_token_id=None,

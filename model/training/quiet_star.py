@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Train as the arguments say and write the checkpoint into `args.out`."""
     torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # the mixing head's first layers are random
     model, tokenizer = open_base(args.base, max(args.depths))
     model.requires_grad_(True)
     scale = args.thinking_lr / args.lr
@@ -230,7 +231,9 @@ def _text_loss(model: QuietModel, batch: Batch) -> Tensor:
 
 
 def draw_thoughts(thoughts: list[Thought], logits_NV: Tensor) -> list[int]:  # noqa: ARG001
-    """Sample at temperature 1 from torch's own generator."""
+    """Sample at temperature 1 from torch's own generator. Raises DivergedError for logits that are not numbers."""
+    if logits_NV.isnan().any():
+        raise DivergedError("logits are not numbers")
     return functional.softmax(logits_NV, -1).multinomial(1).squeeze(1).tolist()
 
 

@@ -123,13 +123,16 @@ class FakeEngine:
         text = f"hm {index}" if index % 3 == 0 else ""
         return ThoughtRecord(tuple(self.tokens.encode(text)), 0.25)
 
+    def _id(self, char: str) -> int:
+        return self.tokens.encode(char)[0]
+
     def _token(self, id_: int, i: int, count: int | None, thought: ThoughtRecord | None = None) -> Token:
         """Every fourth token was not the likeliest."""
         if count is None:
             return Token(id_, thought=thought)
         logprob = -0.125 - i / 64 - (2 if i % 4 == 3 else 0)
-        likelier = [(ord("z"), -0.0625)] if i % 4 == 3 else []
-        others = [(ord("0") + k, -3.0 - k) for k in range(20)]
+        likelier = [(self._id("z"), -0.0625)] if i % 4 == 3 else []
+        others = [(self._id("A") + k, -3.0 - k) for k in range(20)]
         own = [] if likelier else [(id_, logprob)]
         return Token(id_, logprob, tuple([*likelier, *own, *others][:count]), thought)
 

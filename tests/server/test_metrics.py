@@ -1,0 +1,111 @@
+"""The books: what a ticket's way adds to which metric."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from fake_engine import MODEL, Client
+from quietserve.model.config import SamplingParams
+from quietserve.server.metrics import Metrics
+from quietserve.server.scheduler import Attempt, Ticket
+
+
+def ticket(depth: int = 4, endpoint: str = "chat") -> Ticket:
+    made = Ticket(Attempt((1, 2, 3), SamplingParams(thought_depth=depth), endpoint))
+    made.timing.submitted = 100.0
+    return made
+
+
+def run(metrics: Metrics, made: Ticket, reason: str = "stop") -> None:
+    made.timing.started = 100.5
+    metrics.admitted(made)
+    made.timing.first_token, made.timing.first_output = 101.0, 102.0
+    made.num_output_tokens, made.num_thought_tokens = 1, 4
+    metrics.decided(made, 1, None)
+    made.num_output_tokens, made.num_thought_tokens = 3, 9
+    metrics.decided(made, 2, 0.5)
+    made.num_thought_tokens, made.finish_reason = 10, reason
+    made.timing.finished, made.timing.thought_s = 104.0, 2.5
+    metrics.finished(made)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"quietserve_{name}", {"model_name": MODEL, **labels})
+
+
+def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
+    run(metrics, ticket())
+    sums = {
+        "request_queue_time_seconds": 0.5,
+        "time_to_first_token_seconds": 1.0,
+        "time_to_first_output_token_seconds": 2.0,
+        "e2e_request_latency_seconds": 4.0,
+        "request_thought_time_seconds": 2.5,
+    }
+    for name, total in sums.items():
+        assert value(metrics, f"{name}_count", thinking="fixed") == 1
+        assert value(metrics, f"{name}_sum", thinking="fixed") == total
+    assert value(metrics, "inter_token_latency_seconds_count", thinking="fixed") == 2
+    assert value(metrics, "inter_token_latency_seconds_sum", thinking="fixed") == 0.5
+    assert value(metrics, "prompt_tokens_total") == value(metrics, "request_prompt_tokens_sum") == 3
+    assert value(metrics, "generation_tokens_total", kind="visible") == 3
+    assert value(metrics, "generation_tokens_total", kind="thought") == 10
+    assert value(metrics, "request_params_thought_depth_sum") == 4
+    assert value(metrics, "requests_finished_total", endpoint="chat", finished_reason="stop") == 1
+
+
+def test_the_books_balance(metrics: Metrics) -> None:
+    for depth, reason in ((0, "stop"), (4, "length"), (4, "abort"), (0, "error")):
+        run(metrics, ticket(depth), reason)
+    waiting = ticket()
+    waiting.finish_reason, waiting.timing.finished = "abort", 101.0
+    metrics.finished(waiting)
+    samples = [s for family in metrics.registry.collect() for s in family.samples]
+    finished = sum(s.value for s in samples if s.name == "quietserve_requests_finished_total")
+    ended = sum(s.value for s in samples if s.name == "quietserve_e2e_request_latency_seconds_count")
+    assert finished == ended == 5
+    assert value(metrics, "cancelled_requests_total", phase="decode") == 1
+    assert value(metrics, "cancelled_requests_total", phase="waiting") == 1
+
+
+def test_replies_are_counted_by_route_and_never_by_address(client: Client, metrics: Metrics) -> None:
+    client.complete()
+    client.get("/v1/models/some-name")
+    client.get("/some/name")
+    client.request("FROB", "/v1/completions")
+    client.post("/v1/completions", {"prompt": "x", "frobnicate": 1})
+    exposition = client.get("/metrics").text
+    for labels in (
+        'handler="/v1/completions",method="POST",status="200"',
+        'handler="/v1/models/{model_id:path}",method="GET",status="404"',
+        'handler="unmatched",method="GET",status="404"',
+        'method="other",status="405"',
+    ):
+        assert labels in exposition
+    assert "some" not in exposition
+    assert "FROB" not in exposition
+    assert value(metrics, "requests_rejected_total", reason="unsupported_parameter") == 1
+
+
+def test_gauges(metrics: Metrics) -> None:
+    metrics.describe_model("float32", "cpu", model_bytes=5, kv_cache_bytes=7)
+    metrics.gauges(2, 3)
+    metrics.forward(40, 0.01)
+    assert value(metrics, "num_requests_running") == 2
+    assert value(metrics, "num_requests_waiting") == 3
+    assert value(metrics, "model_memory_bytes") == 5
+    assert value(metrics, "kv_cache_bytes") == 7
+    assert value(metrics, "model_info", dtype="float32", device="cpu") == 1
+    assert value(metrics, "batch_rows_sum") == 40
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_has_no_complaint(client: Client, metrics: Metrics) -> None:
+    metrics.describe_model("float32", "cpu", model_bytes=5, kv_cache_bytes=7)
+    for depth, reason in ((0, "stop"), (4, "abort")):
+        run(metrics, ticket(depth), reason)
+    client.post("/v1/completions", {"prompt": ""})
+    text = client.get("/metrics").content
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")

@@ -1,0 +1,69 @@
+"""`quietserve serve` as a process: what it prints, how it answers, how it ends."""
+
+import json
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import tiny
+from fake_engine import events
+
+FLAGS = ["--port", "0", "--served-model-name", "tiny", "--max-num-seqs", "2", "--log-level", "error", "--device", "cpu"]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    folder = tiny.save(tmp_path / "checkpoint")
+    command = [sys.executable, "-m", "quietserve.server", str(folder), *FLAGS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_says_where_it_listens_answers_and_drains(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    assert select.select([process.stdout], [], [], 60)[0], "it printed nothing for a minute"
+    first = process.stdout.readline()
+    process.stdout.readline()
+    curl = process.stdout.readline()
+    url = re.search(r"http://127\.0\.0\.1:\d+", first)
+    assert url
+    assert curl.startswith(f"curl {url[0]}/v1/completions -H 'Content-Type: application/json' -d '{{")
+
+    with httpx.Client(base_url=url[0], timeout=30) as client:
+        example = json.loads(re.search("-d '(.*)'", curl)[1])
+        reply = client.post("/v1/completions", json=example)
+        assert reply.status_code == 200, reply.text
+        thought = sum(len(entry["token_ids"]) for entry in reply.json()["choices"][0]["thoughts"])
+        assert reply.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == thought > 0
+
+        body = {"prompt": "abc", "max_tokens": 150, "ignore_eos": True, "stream": True, "thought_depth": 2}
+        with client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_text()
+            begun = next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert drained(client) == 503
+            assert client.post("/v1/completions", json=example).json()["error"]["code"] == "draining"
+            assert client.get("/health").status_code == 200
+            text = begun + "".join(lines)
+        assert events(text)[-1]["choices"][0]["finish_reason"] == "length", "what ran was let finish"
+    assert process.wait(20) == 0
+    assert process.stderr
+    assert process.stderr.read() == ""
+
+
+def drained(client: httpx.Client) -> int:
+    """The status of /ready, once it changes."""
+    for _ in range(100):
+        if (status := client.get("/ready").status_code) != 200:
+            return status
+    return 200
