@@ -130,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="the model to ask (the first one served)")
     parser.add_argument("--depth", type=parse_depth, metavar="N", help="thought depth (the server's default)")
     parser.add_argument("--show-thoughts", action="store_true", help="show the thoughts in brackets")
-    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token (the server's default)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0, the default, always takes the likeliest token"
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
     parser.add_argument("--history", action="store_true", help="send the earlier questions and answers along")
     return parser

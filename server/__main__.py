@@ -21,8 +21,12 @@ from .metrics import Metrics
 from .pipeline import Pipeline
 from .settings import Settings, SettingsError
 
-EXAMPLE_PROMPT = "dial at 3 . up 4 Monday . doubles Tuesday . dial now ? A :"
+EXAMPLE_PROMPT = (
+    "Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. "
+    "Where is the dial now?\nAnswer:"
+)
 EXAMPLE_DEPTH = 12
+SMALL_MODEL = 20_000_000  # parameters
 
 _LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing left to do
 
@@ -42,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, listener: socket.socket) -> int:
     device = _device(settings.device)
     loaded = load(_checkpoint(settings), dtype=settings.dtype, device=device)
+    torch.set_num_threads(settings.num_threads or _num_threads(loaded))
     name = settings.served_model_name or loaded.name
     metrics = Metrics(name)
     engine = _engine(settings, loaded, metrics)
@@ -118,6 +123,12 @@ def _device(wanted: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"argument --device: cannot use {wanted!r}: {str(error).splitlines()[0]}") from error
     return wanted
+
+
+def _num_threads(loaded: Loaded) -> int:
+    """A small model's products are too short to share, and threads that wait for each other slow them down."""
+    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return 1 if num_parameters < SMALL_MODEL else torch.get_num_threads()
 
 
 def _checkpoint(settings: Settings) -> str:

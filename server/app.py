@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,15 +32,17 @@ def create_app(pipeline: Pipeline, metrics: Metrics, model_name: str) -> FastAPI
     app.state.pipeline, app.state.metrics, app.state.model_name = pipeline, metrics, model_name
     app.include_router(router)
     for kind in EXPECTED:
-        app.add_exception_handler(kind, _tell)
+        app.add_exception_handler(kind, lambda _, error: tell(error, metrics))
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Books, metrics=metrics)  # the last one added is the outermost
     return app
 
 
-async def _tell(request: Request, error: Exception) -> Response:
+def tell(error: Exception, metrics: Metrics) -> Response:
+    """The reply to a request that failed."""
     told = as_api_error(error)
-    request.app.state.metrics.rejected(told.code)
+    if told.status != 500:
+        metrics.rejected(told.code)
     return error_response(told)
 
 
@@ -71,17 +72,18 @@ class Books:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            logger.exception("request %s failed", request_id)
+            if not isinstance(error, EXPECTED):
+                logger.exception("request %s failed", request_id)
             if status != _LEFT:  # too late for another reply: the broken connection has to tell
                 raise
-            await error_response(as_api_error(error))(scope, receive, send_with_id)
+            await tell(error, self.metrics)(scope, receive, send_with_id)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.replied(getattr(scope.get("route"), "path", "unmatched"), method, status)
 
 
 class BodyGuard:
-    """Refuses bodies that are too large or not JSON, before they are parsed."""
+    """Refuses bodies that are too large or not JSON, before they are parsed: `Books`, around it, tells the client."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
@@ -104,13 +106,11 @@ class BodyGuard:
 
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.max_bytes:
-            await error_response(self._too_large())(scope, receive, send)
-        elif (length not in ("", "0") or "transfer-encoding" in headers) and not _is_json(
-            headers.get("content-type", "")
-        ):
-            await error_response(ContentTypeError("The content type must be application/json."))(scope, receive, send)
-        else:
-            await self.app(scope, receive_limited, send)
+            raise self._too_large()
+        has_body = length not in ("", "0") or "transfer-encoding" in headers
+        if has_body and not _is_json(headers.get("content-type", "")):
+            raise ContentTypeError("The content type must be application/json.")
+        await self.app(scope, receive_limited, send)
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(f"The body is larger than {self.max_bytes} bytes.")

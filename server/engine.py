@@ -90,18 +90,23 @@ class Engine:
         self._decoder = Decoder(model, tokens, cache)
         self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
         self._work = threading.Condition()  # guards the scheduler
-        self._draining = self._stopping = False
+        self._draining = self._stopping = self._dead = False
         self._thread = threading.Thread(target=self._run, name="quietserve-device", daemon=True)
 
     @property
     def healthy(self) -> bool:
         """The device thread is alive."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._dead
 
     @property
     def ready(self) -> bool:
         """New work is taken."""
         return self.healthy and not self._draining
+
+    @property
+    def capacity(self) -> int:
+        """Attempts that fit an idle engine: running and waiting."""
+        return self._scheduler.num_slots + self._scheduler.max_waiting
 
     @property
     def num_running(self) -> int:
@@ -167,7 +172,7 @@ class Engine:
             logger.exception("the device thread died")
         finally:
             with self._work:
-                self._draining = True
+                self._draining = self._dead = True
                 self._fail([*self._scheduler.running.values(), *self._scheduler.waiting], "the server stopped")
 
     def _next_tickets(self) -> list[Ticket]:

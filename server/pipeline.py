@@ -139,6 +139,10 @@ class Pipeline:
     def plan(self, request: GenerationRequest) -> Plan:
         """What a request asks of the engine. Raises ApiError and PromptError."""
         prompts = list(self._prompts(request))
+        if (count := len(prompts) * request.n) > self.engine.capacity:
+            raise InvalidRequestError(
+                f"The request asks for {count} answers; this server holds {self.engine.capacity}."
+            )
         attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt)]
         return Plan(request, prompts, attempts)
 
@@ -215,7 +219,7 @@ class Pipeline:
             depth, param = EFFORT_DEPTHS.get(request.reasoning_effort, most), "reasoning_effort"
         if depth is None:
             return self._default_depth
-        if depth > 0 and most == 0:
+        if depth > 0 and self.engine.quiet is None:
             raise InvalidRequestError(
                 f"{param} asks for thoughts {depth} deep, but this model cannot think.", param=param
             )

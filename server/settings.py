@@ -27,6 +27,7 @@ class Settings:
     max_num_queued_reqs: int = 256
     default_thought_depth: int | None = None  # None is the depth the checkpoint was trained at
     max_thought_depth: int | None = None  # None is chosen from the trained depth
+    num_threads: int | None = None  # None is 1 for a small model, torch's default for others
     shutdown_timeout: float = 30.0  # seconds
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
 
@@ -69,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         "--default-thought-depth", metavar="N", type=_whole(0), help="of requests that name none (default: as trained)"
     )
     parser.add_argument("--max-thought-depth", metavar="N", type=_whole(0), help="most that a request may ask for")
+    parser.add_argument(
+        "--num-threads",
+        metavar="N",
+        type=_whole(1, 1024),
+        help="CPU threads of a forward (default: 1 for a small model)",
+    )
     parser.add_argument(
         "--shutdown-timeout", metavar="S", type=_seconds, help="seconds that running answers are given (default: 30)"
     )

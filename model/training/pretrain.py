@@ -23,8 +23,6 @@ HEAD_WIDTH = (
     32  # wider than width / heads: half of a head's dimensions turn too fast with the position to match words by
 )
 
-ROPE_THETA = 1e6  # so that most of a head turns too slowly to disturb the match of a day in the notes with its step
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run `quietserve train pretrain`: 0 when the base is written, 2 for bad arguments, 1 if training failed."""
@@ -72,10 +70,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, hea
             intermediate_size=3 * width,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=heads // 2,
+            num_key_value_heads=heads,
             head_dim=HEAD_WIDTH,
             max_position_embeddings=1024,
-            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             initializer_range=width**-0.5,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -127,7 +124,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("steps", "batch", "width", "layers", "heads", "threads", "save_every"):
         _require(getattr(args, name) >= 1, name, getattr(args, name), "1 or more")
     _require(args.idle_steps >= 0, "idle_steps", args.idle_steps, "0 or more")
-    _require(args.heads % 2 == 0, "heads", args.heads, "even: two share their keys and values")
     begins = " ".join(map(str, args.curriculum))
     _require(sorted(args.curriculum) == args.curriculum, "curriculum", begins, "five shares that rise")
     _require(args.out.is_dir() or not args.out.exists(), "out", args.out, "a folder")
@@ -150,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the base, the log and the state to resume from")
     add("--seed", type=int, default=0, help="same seed, same base (%(default)s)")
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
-    add("--steps", type=int, default=3400, help="steps on the main corpus (%(default)s)")
+    add("--steps", type=int, default=4500, help="steps on the main corpus (%(default)s)")
     add("--idle-steps", type=int, default=400, help="steps of the continuation with idle talk (%(default)s)")
     add("--batch", type=int, default=32, help="documents a step (%(default)s)")
-    add("--lr", type=float, default=3e-3, help="highest learning rate on the main corpus (%(default)s)")
+    add("--lr", type=float, default=2.5e-3, help="highest learning rate on the main corpus (%(default)s)")
     add("--idle-lr", type=float, default=1e-3, help="highest learning rate of the continuation (%(default)s)")
     add("--warmup", type=int, default=50, help="steps of warm-up in each phase (%(default)s)")
     add("--weight-decay", type=float, default=0.01, help="of matrices (%(default)s)")
@@ -161,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--curriculum",
         type=float,
         nargs=5,
-        default=[0.15, 0.22, 0.29, 0.36, 0.43],
+        default=[0.12, 0.18, 0.24, 0.3, 0.36],
         metavar="SHARE",
         help="shares of the main corpus after which problems may have 2, 3, 4, 5, 6 steps (%(default)s)",
     )

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-
 from fake_engine import MODEL, Client, FakeEngine, byte_tokens, serve
+
 from quietserve.model.tokens import Tokens
 from quietserve.server.app import create_app
 from quietserve.server.metrics import Metrics

@@ -55,6 +55,7 @@ class FakeEngine:
     max_model_len: int = 200
     max_thought_depth: int = 16
     quiet: QuietConfig | None = field(default_factory=lambda: QuietConfig(thought_depth=8, thought_temperature=0.5))
+    capacity: int = 272
     pace_s: float = 0.0
     refusal: Exception | None = None  # raised by submit
     failure: Exception | None = None  # raised after the third token

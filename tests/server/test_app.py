@@ -3,8 +3,8 @@
 import re
 
 import pytest
-
 from fake_engine import Client, FakeEngine
+
 from quietserve.model.config import SamplingParams
 from quietserve.server import errors
 from quietserve.server.pipeline import Pipeline, attempt_seed

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from fake_engine import Client, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fake_engine import Client, FakeEngine
 from quietserve.server.schemas import ChatRequest, CompletionRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -36,6 +36,7 @@ BAD = [
     ({"max_tokens": 0}, "invalid_value", "max_tokens", "only with echo"),
     ({"max_tokens": -1}, "invalid_value", "max_tokens", "greater than or equal to 0"),
     ({"max_tokens": 4, "min_tokens": 5}, "invalid_value", "min_tokens", "must be at most max_tokens, 4"),
+    ({"prompt": ["a"] * 20, "n": 16}, "invalid_value", None, "asks for 320 answers; this server holds 272"),
     ({"temperature": 2.1}, "invalid_value", "temperature", "less than or equal to 2"),
     ({"temperature": "1"}, "invalid_value", "temperature", "must be a valid number"),
     ({"top_p": 0}, "invalid_value", "top_p", "greater than 0"),
@@ -170,7 +171,7 @@ def test_unknown_routes_and_methods(client: Client) -> None:
 
 
 def test_a_model_that_cannot_think_says_so(client: Client, engine: FakeEngine) -> None:
-    engine.max_thought_depth = 0
+    engine.max_thought_depth, engine.quiet = 0, None
     error = refused(client.post(COMPLETIONS, {"prompt": "x", "thought_depth": 2}), 400)
     assert "this model cannot think" in error["message"]
     assert error["param"] == "thought_depth"

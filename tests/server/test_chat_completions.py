@@ -1,7 +1,6 @@
 """POST /v1/chat/completions."""
 
 import pytest
-
 from fake_engine import Client, FakeEngine, says
 
 

@@ -1,7 +1,6 @@
 """POST /v1/completions: what a reply says, and that a stream says the same."""
 
 import pytest
-
 from fake_engine import EOS, Client, FakeEngine, says
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from fake_engine import Client, FakeEngine, eventually, says
 
 

@@ -4,8 +4,8 @@ import shutil
 import subprocess
 
 import pytest
-
 from fake_engine import MODEL, Client
+
 from quietserve.model.config import SamplingParams
 from quietserve.server.metrics import Metrics
 from quietserve.server.scheduler import Attempt, Ticket

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-
 from fake_engine import FakeEngine, says
 
 

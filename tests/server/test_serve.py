@@ -1,5 +1,6 @@
 """`quietserve serve` as a process: what it prints, how it answers, how it ends."""
 
+import asyncio
 import json
 import re
 import select
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from fake_engine import Client, FakeEngine, events
 
 import tiny
-from fake_engine import events
+from quietserve.model.config import SamplingParams
+from quietserve.server.__main__ import DrainingServer
+from quietserve.server.pipeline import Pipeline
+from quietserve.server.scheduler import Attempt, Ticket
 
 FLAGS = ["--port", "0", "--served-model-name", "tiny", "--max-num-seqs", "2", "--log-level", "error", "--device", "cpu"]
 
@@ -67,3 +73,16 @@ def drained(client: httpx.Client) -> int:
         if (status := client.get("/ready").status_code) != 200:
             return status
     return 200
+
+
+@pytest.mark.parametrize(("timeout_s", "busy", "leaves"), [(60, True, False), (60, False, True), (-1, True, True)])
+def test_it_leaves_when_idle_or_out_of_time(
+    client: Client, pipeline: Pipeline, engine: FakeEngine, timeout_s: float, busy: bool, leaves: bool
+) -> None:
+    server = DrainingServer(uvicorn.Config(client.app), pipeline, timeout_s)
+    engine.running = [Ticket(Attempt((1,), SamplingParams()))] * busy
+    assert not asyncio.run(server.on_tick(1)), "no signal yet"
+    server.handle_exit(signal.SIGTERM, None)
+    assert asyncio.run(server.on_tick(1)) == leaves
+    server.handle_exit(signal.SIGINT, None)
+    assert asyncio.run(server.on_tick(1)), "the second signal"

@@ -2,24 +2,17 @@
 
 import random
 
-from .problem import Problem, draw_days, is_answer, narrate, write_notes
+from .problem import Problem, is_answer, name_days, narrate, write_notes
 
 name = "dial"
 verify = is_answer
 
-STARTS = (
-    "A dial is at {state}.",
-    "The dial is at {state}.",
-    "A dial starts at {state}.",
-    "A dial points to {state}.",
-    "A dial from 0 to 9 is at {state}.",
-    "A dial with the numbers 0 to 9 starts at {state}.",
-)
-UP = ("goes up {n}", "goes up by {n}", "moves up {n}", "moves up by {n}", "is turned up by {n}")
-DOWN = ("goes down {n}", "goes down by {n}", "moves down {n}", "moves down by {n}", "is turned down by {n}")
-FLIP = ("flips over", "flips", "is flipped over")  # end to end: 0 becomes 9, 3 becomes 6
-DOUBLE = ("doubles", "is doubled")
-TRIPLE = ("triples", "is tripled")
+STARTS = ("A dial is at {state}.", "The dial is at {state}.", "A dial starts at {state}.")
+UP = ("goes up {n}", "moves up {n}")
+DOWN = ("goes down {n}", "moves down {n}")
+FLIP = ("flips over", "flips")  # end to end: 0 becomes 9, 3 becomes 6
+DOUBLE = ("doubles",)
+TRIPLE = ("triples",)
 ASKS = (
     "Where is the dial now?",
     "Where is the dial at the end?",
@@ -31,7 +24,7 @@ ASKS = (
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a dial problem of `num_steps` steps."""
-    days = draw_days(rng, num_steps)
+    days = name_days(num_steps)
     state = rng.randrange(10)
     parts = [rng.choice(STARTS).format(state=state)]
     deeds, states = [], []

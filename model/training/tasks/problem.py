@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 WOMEN: tuple[str, ...] = ("Alice", "Anna", "Clara", "Dora", "Emma", "Mary")
 MEN: tuple[str, ...] = ("Ben", "Bob", "Carl", "David", "Jack", "Tom")
-MAX_STEPS = 6
+MAX_STEPS = len(DAYS)
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,11 @@ def is_answer(problem: Problem, text: str) -> bool:
     return text.strip() == problem.answer
 
 
-def draw_days(rng: random.Random, num_steps: int) -> list[str]:
-    """Consecutive days from a random one; a day names a step in the question and in the notes."""
+def name_days(num_steps: int) -> tuple[str, ...]:
+    """The days from Monday on; a day names a step in the question and in the notes."""
     if not 1 <= num_steps <= MAX_STEPS:
         raise ValueError(f"num_steps is {num_steps}; it must be between 1 and {MAX_STEPS}")
-    first = rng.randrange(len(DAYS))
-    return [DAYS[(first + step) % len(DAYS)] for step in range(num_steps)]
+    return DAYS[:num_steps]
 
 
 def narrate(rng: random.Random, subject: str, deeds: Sequence[str], days: Sequence[str]) -> str:
@@ -56,13 +55,9 @@ def narrate(rng: random.Random, subject: str, deeds: Sequence[str], days: Sequen
     """
     told = [f"{deed} on {day}" for deed, day in zip(deeds, days, strict=True)]
     lead = f"{subject} " if subject else ""
-    match rng.randrange(4):
-        case 0:
-            return f"{lead}{listed(told)}."
-        case 1:
-            return f"{lead}{', then '.join(told)}."
-        case _:
-            return " ".join(f"{lead}{step}." for step in told)
+    if rng.random() < 0.5:
+        return f"{lead}{listed(told)}."
+    return " ".join(f"{lead}{step}." for step in told)
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ Counts stay between 0 and 12. Doubling and halving make the order matter: no ste
 
 import random
 
-from .problem import MEN, WOMEN, Problem, draw_days, is_answer, narrate, write_notes
+from .problem import MEN, WOMEN, Problem, is_answer, name_days, narrate, write_notes
 
 name = "sums"
 verify = is_answer
@@ -15,13 +15,12 @@ ITEMS = (
     "apples", "balls", "beads", "books", "cards", "coins", "eggs", "flowers", "marbles", "nuts",
     "pears", "pencils", "shells", "stamps", "stones", "sweets",
 )  # fmt: skip
-STARTS = ("{who} has {state} {items}.", "{who} starts with {state} {items}.", "{who} owns {state} {items}.")
-ADD = ("buys {n} more", "buys {n}", "finds {n} more", "finds {n}", "gets {n} more", "gets {n}")
-TAKE = ("loses {n}", "gives away {n}", "gives {n} away", "sells {n}", "uses {n}")
-DOUBLE = ("doubles them", "doubles the lot", "doubles the number")
-TRIPLE = ("triples them", "triples the lot", "triples the number")
-HALVE = ("gives away half", "gives half away", "loses half", "sells half", "gives half of them away")
-KEEP = ("loses all but {n}", "sells all but {n}", "gives away all but {n}")
+STARTS = ("{who} has {state} {items}.", "{who} starts with {state} {items}.")
+ADD = ("buys {n}", "buys {n} more", "finds {n}", "gets {n} more")
+TAKE = ("loses {n}", "sells {n}", "gives away {n}")
+DOUBLE = ("doubles them",)
+TRIPLE = ("triples them",)
+HALVE = ("loses half", "sells half", "gives away half")
 ASKS = (
     "How many {items} does {who} have now?",
     "How many {items} does {who} have at the end?",
@@ -33,7 +32,7 @@ ASKS = (
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a worded sum of `num_steps` steps."""
-    days = draw_days(rng, num_steps)
+    days = name_days(num_steps)
     who, pronoun = rng.choice([(who, "She") for who in WOMEN] + [(who, "He") for who in MEN])
     items = rng.choice(ITEMS)
     state = rng.randint(1, MOST)
@@ -55,7 +54,6 @@ def _change(rng: random.Random, state: int) -> tuple[str, int]:
     if state:
         choices += ((DOUBLE, 2 * state), (DOUBLE, 2 * state), (TRIPLE, 3 * state), (TRIPLE, 3 * state))
         choices += ((HALVE, state // 2),) * 3 if state % 2 == 0 else ()
-        choices += ((KEEP, n),) if n < state and rng.random() < 0.5 else ()
     allowed = [choice for choice in choices if 0 <= choice[1] <= MOST]
     if not allowed:
         return _change(rng, state)

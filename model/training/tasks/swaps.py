@@ -2,7 +2,7 @@
 
 import random
 
-from .problem import Problem, draw_days, is_answer, listed, narrate, write_notes
+from .problem import Problem, is_answer, listed, name_days, narrate, write_notes
 
 name = "swaps"
 verify = is_answer
@@ -12,7 +12,7 @@ THINGS = (
     "ball", "bell", "book", "bottle", "box", "coin", "cup", "hat",
     "key", "kite", "lamp", "letter", "map", "pen", "ring", "watch",
 )  # fmt: skip
-SWAP = ("{a} and {b} swap", "{a} and {b} trade", "{a} swaps with {b}", "{a} trades with {b}")
+SWAP = ("{a} and {b} swap", "{a} swaps with {b}")
 ASKS = (
     "Who has the {thing} now?",
     "Who has the {thing} at the end?",
@@ -24,7 +24,7 @@ ASKS = (
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a swapping problem of `num_steps` swaps among three to five people."""
-    days = draw_days(rng, num_steps)
+    days = name_days(num_steps)
     people = rng.sample(PEOPLE, rng.choice((3, 4, 5)))
     things = rng.sample(THINGS, len(people))
     holder, thing = rng.choice(list(zip(people, things, strict=True)))

@@ -20,7 +20,10 @@ def test_an_advantage_is_measured_against_the_other_thoughts(values: list[list[f
 
 
 def test_a_reward_counts_real_tokens_only_and_carries_no_gradient() -> None:
-    base, mixed = torch.tensor([[[2.0, 1.0, 9.0]]]), torch.tensor([[[[0.5, 1.5, 0.0], [2.0, 0.0, 0.0]]]], requires_grad=True)
+    base, mixed = (
+        torch.tensor([[[2.0, 1.0, 9.0]]]),
+        torch.tensor([[[[0.5, 1.5, 0.0], [2.0, 0.0, 0.0]]]], requires_grad=True),
+    )
     found = rewards(base, mixed, torch.tensor([[[1.0, 1.0, 0.0]]]))
     assert found.tolist() == [[[1.0, 1.0]]]
     assert not found.requires_grad

@@ -71,7 +71,6 @@ def test_the_continuation_opens_idle_talk():
             ["--curriculum", "0.1", "0.2", "0.4", "0.3", "1"],
             "--curriculum is 0.1 0.2 0.4 0.3 1.0; it must be five shares that rise",
         ),
-        (["--heads", "3"], "--heads is 3; it must be even"),
         (["--notes", "1.5"], "--notes is 1.5; it must be between 0 and 1"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
         (["--families", "chess"], "--families is chess; it must be among dial"),

@@ -70,7 +70,12 @@ def check_thought(
     model, embed = slow.model, slow.lm.get_input_embeddings()
     position = int(sampled.positions_BM[at])
     thought = sampled.tokens_BML[at][: int(sampled.lengths_BM[at])]
-    read = [embed(torch.tensor(text[: position + 1])), model.start_embedding[None], embed(thought), model.end_embedding[None]]
+    read = [
+        embed(torch.tensor(text[: position + 1])),
+        model.start_embedding[None],
+        embed(thought),
+        model.end_embedding[None],
+    ]
     for s in range(3):
         target = position + 1 + s
         assert bool(real_BMS[(*at, s)]) == (target < len(text))

@@ -1,0 +1,219 @@
+"""A real server process, its real command, real clients: what a user sees."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import tiny
+
+from quietserve.model.bundled import DEFAULT
+
+COMMAND = [sys.executable, "-m", "quietserve.clients.command"]
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def serving(*flags: str, **settings: Any) -> Iterator[str]:
+    """Run `quietserve serve` until it says where it listens; yields the address, ends it with SIGTERM."""
+    command = [*COMMAND, "serve", "--port", "0", "--log-level", "warning", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **({"env": ENVIRONMENT} | settings)) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            found = re.search(r"http://\S+?:\d+", said)
+            assert found, f"the server said {said!r}"
+            wait_until_ready(found.group())
+            yield found.group()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+
+def wait_until_ready(url: str) -> None:
+    with httpx.Client(transport=httpx.HTTPTransport(retries=50)) as client:
+        assert client.get(f"{url}/ready", timeout=30).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tiny.save(tmp_path_factory.mktemp("served") / "tiny-quiet")
+    with serving(str(folder), "--max-model-len", "256", "--max-num-seqs", "6") as address:
+        yield address
+
+
+def body(number: int) -> dict[str, Any]:
+    thinking = {"thought_depth": number % 5, "return_thoughts": True}
+    return {"model": "tiny-quiet", "prompt": f"tell me {number}", "max_tokens": 12, "seed": number, **thinking}
+
+
+def test_alone_and_beside_fifteen_others_over_curl_and_the_sdk(url: str) -> None:
+    """The same answer for the same seed, `==`."""
+    curl = ["curl", "-sS", f"{url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body(3))]
+    alone = json.loads(subprocess.run(curl, capture_output=True, check=True, timeout=60).stdout)["choices"]
+
+    async def together() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            own = {"thought_depth", "return_thoughts"}
+            requests = [
+                client.completions.create(
+                    **{k: v for k, v in body(i).items() if k not in own},
+                    extra_body={k: v for k, v in body(i).items() if k in own},
+                )
+                for i in range(16)
+            ]
+            return await asyncio.gather(*requests)
+
+    beside = asyncio.run(together())[3].model_dump()["choices"]
+    for one, other in zip(alone, beside, strict=True):
+        assert (one["text"], one["finish_reason"]) == (other["text"], other["finish_reason"])
+        assert [t["token_ids"] for t in one["thoughts"]] == [t["token_ids"] for t in other["thoughts"]]
+
+
+def test_streamed_text_joins_to_the_unstreamed(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        asked: dict[str, Any] = {
+            "model": "tiny-quiet",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 24,
+            "seed": 11,
+            "stop": ["e"],
+            "extra_body": {"thought_depth": 3},
+        }
+        whole = client.chat.completions.create(**asked).choices[0]
+        pieces = list(client.chat.completions.create(stream=True, **asked))
+        joined = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+        assert joined == whole.message.content
+        assert pieces[-1].choices[0].finish_reason == whole.finish_reason
+
+
+def test_usage_counts_thoughts_exactly(url: str) -> None:
+    reply = httpx.post(f"{url}/v1/completions", json=body(4) | {"n": 3, "ignore_eos": True}, timeout=60).json()
+    hidden = sum(len(thought["token_ids"]) for choice in reply["choices"] for thought in choice["thoughts"])
+    assert hidden == 3 * 12 * 4
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == hidden
+    assert reply["usage"]["completion_tokens"] == hidden + 3 * 12
+
+
+def test_scoring_at_a_depth_scores_every_token_with_a_thought(url: str) -> None:
+    asked = {
+        "model": "tiny-quiet",
+        "prompt": "score me",
+        "max_tokens": 1,
+        "echo": True,
+        "logprobs": 1,
+        "temperature": 0,
+    }
+    plain, thought = (
+        httpx.post(f"{url}/v1/completions", json=asked | {"thought_depth": depth}, timeout=60).json()
+        for depth in (0, 4)
+    )
+    scores = [reply["choices"][0]["logprobs"]["token_logprobs"] for reply in (plain, thought)]
+    assert scores[0][0] is scores[1][0] is None
+    assert len(scores[0]) == len(scores[1]) == len("score me") + 1
+    assert all(one != other for one, other in zip(scores[0][1:-1], scores[1][1:-1], strict=True))
+    # Hidden tokens of the scored positions count too: one thought after each of the eight letters.
+    assert thought["usage"]["completion_tokens_details"]["reasoning_tokens"] == 8 * 4
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_accepts_the_metrics(url: str) -> None:
+    httpx.post(f"{url}/v1/completions", json=body(1), timeout=60)
+    metrics = httpx.get(f"{url}/metrics").text
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=metrics, text=True, capture_output=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_client_that_leaves_frees_its_slot(url: str) -> None:
+    """200 tokens of depth 16 are 3,400 forwards: neither request below can have ended by itself."""
+    long = body(2) | {"max_tokens": 200, "ignore_eos": True, "thought_depth": 16}
+    with httpx.stream("POST", f"{url}/v1/completions", json=long | {"stream": True}, timeout=60) as reply:
+        next(reply.iter_bytes())
+    wait_for_gauge(url, "quietserve_num_requests_running", 0.0)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/completions", json=long, timeout=0.3)
+    wait_for_gauge(url, "quietserve_num_requests_running", 0.0)
+
+
+def wait_for_gauge(url: str, name: str, value: float) -> None:
+    for _ in range(200):
+        found = re.search(rf"^{name}{{[^}}]*}} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+        if found and float(found.group(1)) == value:
+            return
+    raise AssertionError(f"{name} never became {value}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["/no/such/checkpoint"], "/no/such/checkpoint: no such checkpoint folder"),
+        (["--port", "http"], "--port"),
+        (["--max-thought-depth", "-1"], "--max-thought-depth"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line(flags: list[str], reason: str) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "serve", *flags], capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False
+    )
+    assert ended.returncode == 2
+    assert reason in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken(url: str) -> None:
+    port = url.rsplit(":", 1)[1]
+    ended = subprocess.run([*COMMAND, "serve", "--port", port], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert f"127.0.0.1:{port}" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
+def test_the_wheel_serves_the_bundled_checkpoint(tmp_path: Path) -> None:
+    """Built from what git tracks, unpacked elsewhere, run from there."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    for name in filter(None, map(os.fsdecode, tracked)):
+        target = tmp_path / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(tmp_path / "source"),
+    ]
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 16 * 2**20
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    settings = {"cwd": tmp_path, "env": ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "site")}}
+    where = [sys.executable, "-c", "import quietserve.model.config as m; print(m.__file__)"]
+    found = subprocess.run(where, capture_output=True, text=True, check=True, **settings).stdout
+    assert found.startswith(str(tmp_path / "site")), "the wheel's own code runs, not the checkout's"
+    with serving(**settings) as address:
+        asked = {"prompt": "Question: A dial is at 3. It goes up 4 on Monday. Where is the dial now?\nAnswer:"}
+        reply = httpx.post(
+            f"{address}/v1/completions", json=asked | {"temperature": 0, "thought_depth": 12}, timeout=60
+        )
+        assert reply.json()["choices"][0]["text"].strip() == "7"
