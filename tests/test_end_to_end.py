@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import tiny
 
+import tiny
 from quietserve.model.bundled import DEFAULT
 
 COMMAND = [sys.executable, "-m", "quietserve.clients.command"]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig
 
+import tiny
 from quietserve.model import checkpoint
 from quietserve.model.cache import Cache
 from quietserve.model.checkpoint import CheckpointError
@@ -254,7 +254,7 @@ def test_a_broken_checkpoint_is_named_in_one_line(harm: Callable[[Path], object]
 def test_a_shard_that_the_index_names_must_be_there(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: missing"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: missing"):
         checkpoint.load(folder)
 
 
@@ -268,5 +268,5 @@ def test_what_we_do_not_compute_is_refused_by_name(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "capped")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
-    with pytest.raises(CheckpointError, match="'final_logit_softcapping' is 30.0; only None is supported"):
+    with pytest.raises(CheckpointError, match=r"'final_logit_softcapping' is 30\.0; only None is supported"):
         checkpoint.load(folder)

@@ -1,10 +1,10 @@
 """Prompts that may not be read, and text that arrives a token at a time."""
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from quietserve.model.tokens import PromptError, TextStream, Tokens
 
 TOKENS = Tokens(tiny.tokenizer(), eos_ids=[5], marker_tokens=tiny.SPECIAL[1:], num_ids=259)

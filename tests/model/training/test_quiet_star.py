@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import Reference
 from safetensors.torch import load_file
 
 from quietserve.model import checkpoint
 from quietserve.model.training import pretrain, quiet_star
 from quietserve.model.training.data import make_batch
 from quietserve.model.training.quiet_star import Sampled, open_base
+from reference import Reference
 
 SMALL = ["--batch", "3", "--depths", "2", "4", "--positions", "2", "--thoughts", "2", "--save-every", "2"]
 
