@@ -42,7 +42,7 @@ def test_one_question(run, fake_server):
 def test_leaves_to_the_server_what_is_not_said(run, fake_server):
     run("hi", "--model", "other")
     assert fake_server.bodies == [
-        {"messages": [{"role": "user", "content": "hi"}], "model": "other", "stream": True},
+        {"messages": [{"role": "user", "content": "hi"}], "model": "other", "stream": True, "temperature": 0.0},
     ]
     assert fake_server.keys == [None]
 
