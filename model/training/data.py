@@ -68,7 +68,8 @@ def write_document(problem: Problem, style: Style, rng: random.Random) -> str:
 
 
 def _idle_talk(rng: random.Random) -> str:
-    return "".join(f" {word}" for word in rng.choices(IDLE_WORDS, k=rng.randint(2, 10)))
+    """Always the same first word: or the likeliest way to open an aside would be notes, however rare they are."""
+    return "".join(f" {word}" for word in (IDLE_WORDS[0], *rng.choices(IDLE_WORDS, k=rng.randint(1, 9))))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..bundled import DEFAULT
 from ..cache import Cache
-from ..checkpoint import CheckpointError, Loaded
+from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
 from ..thoughts import Choose
+from .arguments import require_families, require_least, run
 from .data import DASH_TOKEN, write_prompt
 from .tasks import FAMILIES, problems
 
@@ -27,19 +28,17 @@ MAX_TOKENS = 3  # an answer is one token and the end of the text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `quietserve evaluate`; 0 when the table is printed, 2 for arguments or checkpoints that cannot be."""
-    args = _parser().parse_args(argv)
+    """Run `quietserve evaluate`."""
+    return run(_parser(), _report, argv)
+
+
+def _report(args: argparse.Namespace) -> None:
+    require_least(args, 1, "n", "threads")
+    require_families(args, "families")
     torch.set_num_threads(args.threads)
-    try:
-        _check(args)
-        loaded = checkpoint.load(args.model)
-        temperature = None if args.thought_temperature < 0 else args.thought_temperature
-        report = evaluate(loaded, args.depths, args.n, args.seed, args.families, temperature)
-    except (CheckpointError, ValueError) as error:
-        print(f"quietserve evaluate: {error}", file=sys.stderr)
-        return 2
+    loaded = checkpoint.load(args.model)
+    report = evaluate(loaded, args.depths, args.n, args.seed, args.families, args.thought_temperature)
     print(json.dumps(report) if args.json else table(report))
-    return 0
 
 
 def evaluate(
@@ -129,14 +128,6 @@ def _by_steps(steps: list[int], right: list[bool]) -> dict[str, float]:
     return found
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.n < 1:
-        raise ValueError(f"--n is {args.n}; it must be 1 or more")
-    for family in args.families:
-        if family not in FAMILIES:
-            raise ValueError(f"--families is {family}; it must be among {', '.join(FAMILIES)}")
-
-
 def _depths(text: str) -> list[int]:
     try:
         depths = [int(part) for part in text.split(",")]
@@ -155,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=2000, help="problems a family (%(default)s)")
     add("--seed", type=int, default=1, help="draws other problems (%(default)s)")
     add("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families (all)")
-    add("--thought-temperature", type=float, default=-1.0, help="0 is greedy (the checkpoint's own)")
+    add("--thought-temperature", type=float, help="0 is greedy (the checkpoint's own)")
     add("--json", action="store_true", help="print the whole report as JSON")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser

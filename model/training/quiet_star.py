@@ -10,7 +10,6 @@ token, repeated) and `continued` (no thoughts; the base goes on with the same te
 
 import argparse
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ..cache import Cache
 from ..config import QuietConfig
 from ..quiet_model import QuietModel
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
+from .arguments import require, require_families, require_least, run
 from .data import DASH_TOKEN, END, EOS, START, Batch, make_batch
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .losses import advantages, choice_logprobs, mean_where, policy_loss, rewards
@@ -34,22 +34,13 @@ ARMS = ("quiet-star", "no-reinforce", "pause", "continued")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `quietserve train quiet-star`; 0 when the checkpoint is written, 2 for bad arguments, 1 if training failed."""
-    args = _parser().parse_args(argv)
-    try:
-        _check(args)
-        train(args)
-    except ValueError as error:
-        print(f"quietserve train quiet-star: {error}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"quietserve train quiet-star: {error}; the last state is in {args.out}", file=sys.stderr)
-        return 1
-    return 0
+    """Run `quietserve train quiet-star`."""
+    return run(_parser(), train, argv)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train as the arguments say and write the checkpoint into `args.out`."""
+    _check(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the mixing head's first layers are random
     model, tokenizer = open_base(args.base, max(args.depths))
@@ -250,21 +241,14 @@ PAUSE_ID = 1  # the padding token, which no text holds
 
 
 def _check(args: argparse.Namespace) -> None:
-    _require(args.arm in ARMS, "arm", args.arm, "one of " + ", ".join(ARMS))
-    for name in ("steps", "batch", "positions", "after", "threads", "save_every", "continued_batch"):
-        _require(getattr(args, name) >= 1, name, getattr(args, name), "1 or more")
-    _require(args.thoughts >= 2, "thoughts", args.thoughts, "2 or more: each is measured against the others")
-    _require(min(args.depths) >= 1, "depths", min(args.depths), "1 or more")
+    require(args, "arm", args.arm in ARMS, "one of " + ", ".join(ARMS))
+    require_least(args, 1, "steps", "batch", "positions", "after", "threads", "save_every", "continued_batch")
+    require(args, "thoughts", args.thoughts >= 2, "2 or more: each is measured against the others")
+    require(args, "depths", min(args.depths) >= 1, "1 or more")
     for name in ("lr", "thinking_lr"):
-        _require(getattr(args, name) > 0, name, getattr(args, name), "above 0")
-    _require(args.beta >= 0, "beta", args.beta, "0 or more")
-    for family in args.families:
-        _require(family in FAMILIES, "families", family, "among " + ", ".join(FAMILIES))
-
-
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+        require(args, name, getattr(args, name) > 0, "above 0")
+    require_least(args, 0, "beta")
+    require_families(args, "families")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,9 +267,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=200, help="updates (%(default)s)")
     add("--batch", type=int, default=32, help="texts an update (%(default)s)")
     add("--continued-batch", type=int, default=4, help="times as many texts where no thoughts are read (%(default)s)")
-    add("--positions", type=int, default=4, help="positions of a text that think, drawn by their loss (%(default)s)")
+    add("--positions", type=int, default=2, help="positions of a text that think, drawn by their loss (%(default)s)")
     add("--thoughts", type=int, default=4, help="thoughts at a position (%(default)s)")
-    add("--depths", type=int, nargs="+", default=[4, 8, 12, 16], help="thought depths, one drawn for each update")
+    add(
+        "--depths",
+        type=int,
+        nargs="+",
+        default=[4, 8, 12, 16],
+        metavar="N",
+        help="one drawn for each update (4 8 12 16)",
+    )
     add("--after", type=int, default=3, help="true tokens foretold after a thought (%(default)s)")
     add("--beta", type=float, default=10.0, help="weight of REINFORCE (%(default)s)")
     add("--keep-negative", action=argparse.BooleanOptionalAction, default=True, help="learn from bad thoughts too")

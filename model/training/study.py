@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for all bases, checkpoints and reports")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
-    add("--depths", type=int, nargs="+", default=[0, 4, 8, 12, 16], help="thought depths to evaluate (0 4 8 12 16)")
+    add("--depths", type=int, nargs="+", default=[0, 4, 8, 12], help="thought depths to evaluate (0 4 8 12)")
     add("--n", type=int, default=2000, help="held-out problems a family (%(default)s)")
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
     add("--results", type=Path, help="write every report here as one JSON file")

@@ -1,4 +1,7 @@
-"""Some people hold one thing each and swap in pairs; who has the asked thing at the end?"""
+"""One of some people holds a thing, the others nothing; they swap what they hold, in pairs. Who has the thing at the end?
+
+One thing only: with two or three, which small models must tell apart at the first lookup, learning stalled (docs/log.md).
+"""
 
 import random
 
@@ -7,11 +10,13 @@ from .problem import Problem, is_answer, listed, name_days, narrate, write_notes
 name = "swaps"
 verify = is_answer
 
-PEOPLE = ("Anna", "Ben", "Carl", "Dora", "Emma")  # few: who swaps with whom is a table a small model can learn
-THINGS = (
-    "ball", "bell", "book", "bottle", "box", "coin", "cup", "hat",
-    "key", "kite", "lamp", "letter", "map", "pen", "ring", "watch",
-)  # fmt: skip
+PEOPLE: tuple[str, ...] = ("Anna", "Ben", "Carl", "Dora", "Emma")
+THINGS: tuple[str, ...] = ("ball", "book", "coin", "hat", "key", "ring")
+STARTS = (
+    "{holder} has the {thing}. {others} have nothing.",
+    "{holder} holds the {thing}. {others} hold nothing.",
+    "{holder} has the {thing}, {others} have nothing.",
+)
 SWAP = ("{a} and {b} swap", "{a} swaps with {b}")
 ASKS = (
     "Who has the {thing} now?",
@@ -23,21 +28,20 @@ ASKS = (
 
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
-    """Draw a swapping problem of `num_steps` swaps among three to five people."""
-    days = name_days(num_steps)
+    """Draw a problem of `num_steps` - 1 swaps among three to five people; its first note is who has the thing at the start."""
+    days = name_days(num_steps)[:-1]  # the first step is to see who has the thing to begin with
     people = rng.sample(PEOPLE, rng.choice((3, 4, 5)))
-    things = rng.sample(THINGS, len(people))
-    holder, thing = rng.choice(list(zip(people, things, strict=True)))
-    has = rng.choice(("has", "has", "holds"))
-    parts = [listed([f"{person} {has} the {held}" for person, held in zip(people, things, strict=True)]) + "."]
-    deeds, states = [], []
+    holder, thing = people[0], rng.choice(THINGS)
+    parts = [rng.choice(STARTS).format(holder=holder, thing=thing, others=listed(people[1:]))]
+    deeds, states = [], [holder]
     for _ in days:
         pair = _pair(rng, people, holder)
         holder = pair[1 - pair.index(holder)] if holder in pair else holder
         deeds.append(rng.choice(SWAP).format(a=pair[0], b=pair[1]))
         states.append(holder)
-    parts += [narrate(rng, "", deeds, days), rng.choice(ASKS).format(thing=thing)]
-    return Problem(name, " ".join(parts), holder, write_notes(days, states), num_steps)
+    parts += [narrate(rng, "", deeds, days)] if days else []
+    parts.append(rng.choice(ASKS).format(thing=thing))
+    return Problem(name, " ".join(parts), holder, write_notes((thing, *days), states), num_steps)
 
 
 def _pair(rng: random.Random, people: list[str], holder: str) -> list[str]:

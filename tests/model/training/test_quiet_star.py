@@ -1,6 +1,5 @@
 """The trainer: its one big forward against the slow reference, its arms, its resumption, its arguments."""
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -10,24 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from quietserve.model import checkpoint
-from quietserve.model.training import pretrain, quiet_star
+from quietserve.model.training import quiet_star
 from quietserve.model.training.data import make_batch
 from quietserve.model.training.quiet_star import Sampled, open_base
 from reference import Reference
 
 SMALL = ["--batch", "3", "--depths", "2", "4", "--positions", "2", "--thoughts", "2", "--save-every", "2"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    sizes = ["--width", "32", "--layers", "1", "--heads", "2", "--batch", "4"]
-    assert pretrain.main(["--out", str(folder), "--steps", "2", "--idle-steps", "1", *sizes]) == 0
-    return folder
-
-
-def arguments(base: Path, out: Path, *flags: str) -> argparse.Namespace:
-    return quiet_star._parser().parse_args(["--base", str(base), "--out", str(out), *SMALL, *flags])
 
 
 def test_a_base_opens_with_the_dash_for_markers_and_no_weight_on_thoughts(base: Path) -> None:

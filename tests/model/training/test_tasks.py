@@ -45,13 +45,17 @@ def solve_dial(question: str) -> list[str]:
 
 def solve_swaps(question: str) -> list[str]:
     holding = dict(re.findall(r"(\w+) (?:has|holds) the (\w+)", question.split(". ")[0] + "."))
-    wanted = re.search(r"the (\w+)[^.]*\?$", question)[1]  # pyright: ignore[reportOptionalSubscript]
-    states = []
+    wanted = wanted_thing(question)
+    states = [next(who for who, thing in holding.items() if thing == wanted)]
     for deed, _ in read_steps(question):
         one, other = re.findall(r"[A-Z]\w+", deed)
-        holding[one], holding[other] = holding[other], holding[one]
+        holding[one], holding[other] = holding.get(other, "nothing"), holding.get(one, "nothing")
         states.append(next(who for who, thing in holding.items() if thing == wanted))
     return states
+
+
+def wanted_thing(question: str) -> str:
+    return re.search(r"the (\w+)[^.]*\?$", question)[1]  # pyright: ignore[reportOptionalSubscript]
 
 
 def solve_sums(question: str) -> list[str]:
@@ -79,8 +83,9 @@ def test_notes_and_answer_follow_from_the_question(name: str, seed: int, num_ste
     problem = FAMILIES[name].sample(random.Random(seed), num_steps)
     states = SOLVERS[name](problem.question)
     days = [day for _, day in read_steps(problem.question)]
+    labels = [wanted_thing(problem.question), *days] if name == "swaps" else days
     assert problem.num_steps == num_steps == len(states)
-    assert problem.working == "".join(f" {day} {state}" for day, state in zip(days, states, strict=True))
+    assert problem.working == "".join(f" {label} {state}" for label, state in zip(labels, states, strict=True))
     assert problem.answer == states[-1]
 
 
@@ -99,7 +104,7 @@ def test_verify_wants_the_one_exact_answer():
         assert not verify(problem, wrong)
 
 
-@pytest.mark.parametrize("num_steps", [0, MAX_STEPS + 1])
+@pytest.mark.parametrize("num_steps", [-1, MAX_STEPS + 1])
 def test_a_number_of_steps_out_of_range_is_refused(num_steps: int):
     for family in FAMILIES.values():
         with pytest.raises(ValueError, match="num_steps"):
