@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     _check(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the mixing head's first layers are random
-    model, tokenizer = open_base(args.base, max(args.depths))
+    model, tokenizer = open_base(args.base, max(args.depths), args.thought_temperature)
     model.requires_grad_(True)
     scale = args.thinking_lr / args.lr
     lr_scales = {"start_embedding": scale, "end_embedding": scale, "mixing_head": scale}
@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
     checkpoint.save(model, tokenizer, args.out)
 
 
-def open_base(folder: Path, depth: int) -> tuple[QuietModel, PreTrainedTokenizerFast]:
+def open_base(folder: Path, depth: int, thought_temperature: float = 0.0) -> tuple[QuietModel, PreTrainedTokenizerFast]:
     """A base that does not think yet: both markers start as the dash that opens and closes an aside, the mixing weight at 0.
 
     From random markers the mixing weight dies and nothing is left to reinforce.
@@ -80,7 +80,7 @@ def open_base(folder: Path, depth: int) -> tuple[QuietModel, PreTrainedTokenizer
     except (OSError, ValueError) as error:
         raise ValueError(f"--base {folder} is not a checkpoint folder: {str(error).splitlines()[0]}") from error
     dash, start, end, eos = tokenizer.convert_tokens_to_ids([DASH_TOKEN, START, END, EOS])
-    quiet = QuietConfig(depth, thought_stop_tokens=(DASH_TOKEN, EOS), start_token=START, end_token=END)
+    quiet = QuietConfig(depth, thought_temperature, (DASH_TOKEN, EOS), START, END)
     model = QuietModel(Backbone(lm), quiet, hidden_ids=(start, end), stop_ids=(dash, eos))
     with torch.no_grad():
         aside = model.backbone.embed(torch.tensor(dash))
@@ -248,6 +248,7 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("lr", "thinking_lr"):
         require(args, name, getattr(args, name) > 0, "above 0")
     require_least(args, 0, "beta")
+    require(args, "thought_temperature", 0 <= args.thought_temperature <= 2, "between 0 and 2")
     require_families(args, "families")
 
 
@@ -278,6 +279,12 @@ def _parser() -> argparse.ArgumentParser:
         help="one drawn for each update (4 8 12 16)",
     )
     add("--after", type=int, default=3, help="true tokens foretold after a thought (%(default)s)")
+    add(
+        "--thought-temperature",
+        type=float,
+        default=0.0,
+        help="of the checkpoint's users; training samples at 1 (%(default)s)",
+    )
     add("--beta", type=float, default=10.0, help="weight of REINFORCE (%(default)s)")
     add("--keep-negative", action=argparse.BooleanOptionalAction, default=True, help="learn from bad thoughts too")
     add("--lr", type=float, default=5e-4, help="highest learning rate of the language model (%(default)s)")
