@@ -49,6 +49,7 @@ def evaluate(
     families: Sequence[str] = tuple(FAMILIES),
     thought_temperature: float | None = None,
     choose: Choose | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> dict[str, Any]:
     """Accuracy over `n` held-out problems of each family at each depth: greedy answers, exact match.
 
@@ -65,7 +66,7 @@ def evaluate(
             prompts = [loaded.tokens.encode(write_prompt(problem)) for problem in drawn]
             cells: dict[str, Any] = {"n": n, "accuracy": {}, "ci95": {}, "by_steps": {}, "thought_tokens": {}}
             for depth in depths:
-                params = [_params(loaded, depth, thought_temperature, seed + i) for i in range(n)]
+                params = [_params(loaded, depth, thought_temperature, seed + i, max_tokens) for i in range(n)]
                 results = generate(decoder, prompts, params)
                 right = [FAMILIES[name].verify(p, r.text) for p, r in zip(drawn, results, strict=True)]
                 key = str(depth)
@@ -107,10 +108,10 @@ def _decoder(loaded: Loaded, depth: int, choose: Choose | None) -> Decoder:
     return Decoder(loaded.model, loaded.tokens, cache, choose=choose)
 
 
-def _params(loaded: Loaded, depth: int, thought_temperature: float, seed: int) -> SamplingParams:
+def _params(loaded: Loaded, depth: int, thought_temperature: float, seed: int, max_tokens: int) -> SamplingParams:
     dash = loaded.tokens.tokenizer.get_vocab().get(DASH_TOKEN)
     return SamplingParams(
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         temperature=0.0,
         seed=seed,
         thought_depth=depth,

@@ -1,9 +1,11 @@
 """The whole comparison in one command: a base, Quiet-STaR and its controls for every seed, evaluated on the same fresh problems.
 
 Rows: `quiet-star`; `untrained` (the base's own thoughts: markers from the dash, mixing weight 1, nothing trained);
-`no-reinforce`; `pause`; `continued`. Thoughts are sampled at temperature 1, as they are in training. What is finished is not
-done again, and what was interrupted goes on, so the command can be killed and repeated; several may share the work by
-taking different seeds.
+`no-reinforce`; `pause`; `continued`. Thoughts are sampled at temperature 1, as they are in training, and the answer's one
+token is judged: untrained thoughts, each of which ends in an answer, would go on answering.
+
+What is finished is not done again, and what was interrupted goes on, so the command can be killed and repeated; several may
+share the work by taking different seeds.
 """
 
 import argparse
@@ -98,7 +100,9 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
             return code
     loaded = _untrained(base, max(args.depths)) if row == "untrained" else checkpoint.load(folder)
     choose = quiet_star.pause if row == "pause" else None
-    report = evaluate(loaded, args.depths, args.n, args.problem_seed, thought_temperature=1.0, choose=choose)
+    report = evaluate(
+        loaded, args.depths, args.n, args.problem_seed, thought_temperature=1.0, choose=choose, max_tokens=1
+    )
     _write(report_file, {"row": row, "training_seed": seed, **report})
     print(f"{row}, seed {seed}: " + "  ".join(f"{d}: {a:.3f}" for d, a in report["mean"].items()), file=sys.stderr)
     return 0
