@@ -66,7 +66,6 @@ class Decoding:
         self.hidden: dict[int, Tensor] = {}  # base hidden states of the positions to decide
         self.text = TextStream(tokens)
         self.thinking = False  # a thought took part in the last forward
-        self.num_thought_tokens = 0
         self.finish_reason: str | None = None
 
     @property
@@ -239,7 +238,6 @@ class Decoder:
         record = None
         if thought is not None:
             record = ThoughtRecord(tuple(thought.tokens), weight)
-            decoding.num_thought_tokens += len(thought.tokens)
             news.num_thought_tokens += len(thought.tokens)
         if chosen is None:
             if decision.position == 0:
