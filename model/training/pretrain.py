@@ -102,15 +102,13 @@ def mixture_at(args: argparse.Namespace, step: int) -> tuple[Mapping[Style, floa
     """The shares of the three kinds of document, and the numbers of steps their problems have."""
     if step >= args.steps:
         aside = 1 - args.direct
-        shares: dict[Style, float] = {
+        return {
             "direct": args.direct,
             "notes": aside * args.notes,
             "idle": aside * (1 - args.notes),
-        }
-        return shares, range(1, MAX_STEPS + 1)
-    shares, done = {"direct": args.direct, "notes": 1 - args.direct}, step / args.steps
-    longest = 1 + sum(done >= begin for begin in args.curriculum)
-    return shares, range(1, longest + 1)
+        }, range(1, MAX_STEPS + 1)
+    longest = 1 + sum(step / args.steps >= begin for begin in args.curriculum)
+    return {"direct": args.direct, "notes": 1 - args.direct}, range(1, longest + 1)
 
 
 def _check(args: argparse.Namespace) -> None:
