@@ -64,14 +64,9 @@ class Decoding:
         self.next_thought = self.next_position  # the next one to think after
         self.thoughts: deque[Thought] = deque()  # in flight, oldest first
         self.hidden: dict[int, Tensor] = {}  # base hidden states of the positions to decide
-        self.text = TextStream(tokens)
+        self.text = TextStream(tokens, context=prompt)
         self.thinking = False  # a thought took part in the last forward
         self.finish_reason: str | None = None
-
-    @property
-    def output(self) -> list[int]:
-        """Visible tokens decided so far."""
-        return self.tokens[self.num_prompt :]
 
     @property
     def readable(self) -> int:
@@ -147,8 +142,11 @@ class Decoder:
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
         """One forward for all of them; returns those for which something was decided."""
-        if ended := [d for d in decodings if d.idle]:
-            return [(d, d.finish_idle()) for d in ended]
+        idle = [(d, d.finish_idle()) for d in decodings if d.idle]
+        decodings = [d for d in decodings if d.finish_reason is None]
+        return idle + (self._forward(decodings) if decodings else [])
+
+    def _forward(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
         rows = Rows()
         spans = [self._enter(decoding, rows) for decoding in decodings]
         self.num_rows = len(rows)
@@ -192,7 +190,7 @@ class Decoder:
         """Remember the base hidden states that a decision will need."""
         begin = decoding.cached - len(span)
         for position in range(max(begin, decoding.next_position), decoding.readable):
-            decoding.hidden[position] = hidden_NH[span[position - begin]]
+            decoding.hidden[position] = hidden_NH[span[position - begin]].clone()  # a view would keep all rows alive
 
     def _due(self, decoding: Decoding) -> list[_Decision]:
         """What can be decided now, in order of position."""
@@ -228,9 +226,7 @@ class Decoder:
 
     def _draw(self, decision: _Decision) -> Draw:
         decoding = decision.decoding
-        prompt = decoding.tokens[: decoding.num_prompt]
-        ends = self.tokens.eos_ids | frozenset(decoding.params.stop_token_ids)
-        return Draw(decoding.params, decision.position + 1, prompt, decoding.output, ends)
+        return Draw(decoding.params, decoding.tokens, decoding.num_prompt, self.tokens.eos_ids)
 
     def _settle(self, decision: _Decision, chosen: int | None, logits_V: Tensor, weight: float, news: Progress) -> None:
         """Write one decision into the attempt and its news."""
@@ -239,9 +235,9 @@ class Decoder:
         if thought is not None:
             record = ThoughtRecord(tuple(thought.tokens), weight)
             news.num_thought_tokens += len(thought.tokens)
+        if decision.position == 0 and decoding.params.prompt_logprobs is not None:
+            news.prompt.append(Token(decoding.tokens[0]))
         if chosen is None:
-            if decision.position == 0:
-                news.prompt.append(Token(decoding.tokens[0]))
             scored = decoding.tokens[decision.position + 1]
             news.prompt.append(_token(scored, logits_V, decoding.params.prompt_logprobs, record))
             if not decoding.params.max_tokens and decoding.next_position == decoding.num_prompt - 1:

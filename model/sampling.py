@@ -18,10 +18,21 @@ class Draw:
     """What choosing one visible token depends on, besides its logits."""
 
     params: SamplingParams
-    position: int  # of the token to be chosen, from the first prompt token
-    prompt: Sequence[int] = ()
-    output: Sequence[int] = ()
-    ends: frozenset[int] = frozenset()  # ids that may not be chosen before min_tokens, nor at all under ignore_eos
+    tokens: Sequence[int]  # the prompt and the output so far
+    num_prompt: int
+    eos_ids: frozenset[int] = frozenset()  # may not be chosen before min_tokens, nor at all under ignore_eos
+
+    @property
+    def output(self) -> Sequence[int]:
+        """The tokens chosen so far."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def banned(self) -> frozenset[int]:
+        """Ids that may not be chosen now."""
+        if len(self.tokens) - self.num_prompt < self.params.min_tokens:
+            return self.eos_ids | frozenset(self.params.stop_token_ids)
+        return self.eos_ids if self.params.ignore_eos else frozenset()
 
 
 def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -33,8 +44,8 @@ def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
     chosen = logits_MV.argmax(-1)
     if warm:
         params = [draws[i].params for i in warm]
-        scaled = _truncate(logits_MV[warm] / _column([p.temperature for p in params], logits_MV), params)
-        noise = gumbel([(p.seed, draws[i].position) for i, p in zip(warm, params, strict=True)], scaled)
+        scaled = _truncate(logits_MV[warm] / _warmth([p.temperature for p in params], logits_MV), params)
+        noise = gumbel([(p.seed, len(draws[i].tokens)) for i, p in zip(warm, params, strict=True)], scaled)
         chosen[warm] = (scaled + noise).argmax(-1)
     return chosen.tolist()
 
@@ -43,9 +54,8 @@ def sample_thoughts(logits_MV: Tensor, keys: Sequence[tuple[int, ...]], temperat
     """One thought token a row; a temperature of 0 is greedy."""
     if not any(temperatures):
         return logits_MV.argmax(-1).tolist()
-    warmth = _column(temperatures, logits_MV)
-    noisy = logits_MV / warmth.clamp(min=1e-6) + gumbel(keys, logits_MV)
-    return torch.where(warmth > 0, noisy, logits_MV).argmax(-1).tolist()
+    noisy = logits_MV / _warmth(temperatures, logits_MV) + gumbel(keys, logits_MV)
+    return torch.where(_column(temperatures, logits_MV) > 0, noisy, logits_MV).argmax(-1).tolist()
 
 
 def gumbel(keys: Sequence[tuple[int, ...]], like_MV: Tensor) -> Tensor:
@@ -76,14 +86,13 @@ def top_logprobs(logprobs_V: Tensor, chosen: int, count: int) -> tuple[float, li
 
 def _adjust(logits_V: Tensor, draw: Draw) -> Tensor:
     """Penalties, bias and tokens that may not be chosen yet."""
-    params, output = draw.params, draw.output
-    banned = draw.ends if params.ignore_eos or len(output) < params.min_tokens else ()
+    params, banned = draw.params, draw.banned
     penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
     if not (banned or penalised or params.logit_bias):
         return logits_V
-    logits_V = logits_V.clone()
+    logits_V, output = logits_V.clone(), draw.output
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*draw.prompt, *output}), device=logits_V.device)
+        seen = torch.tensor(sorted(set(draw.tokens)), device=logits_V.device)
         values = logits_V[seen]
         logits_V[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if output and (params.presence_penalty or params.frequency_penalty):
@@ -108,6 +117,11 @@ def _truncate(logits_MV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     cut |= probs < probs[:, :1] * _column([p.min_p for p in params], probs)
     cut[:, 0] = False
     return torch.full_like(logits_MV, float("-inf")).scatter(-1, order, values.masked_fill(cut, float("-inf")))
+
+
+def _warmth(temperatures: Sequence[float], like: Tensor) -> Tensor:
+    """Temperatures to divide by; the smallest ones would overflow what they divide."""
+    return _column(temperatures, like).clamp(min=1e-6)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+_CONTEXT = 6  # tokens
 _UNFINISHED = "\ufffd"  # what a tokenizer prints for bytes that are not yet a whole character
 
 
@@ -35,6 +36,7 @@ class Tokens:
         vocab = tokenizer.get_vocab()
         self.markers = {name: vocab[name] for name in marker_tokens if name in vocab}
         self.num_ids = num_ids or len(tokenizer)
+        self._anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
 
     @property
     def has_chat_template(self) -> bool:
@@ -46,6 +48,8 @@ class Tokens:
         for name in self.markers:
             if name in text:
                 raise PromptError(f"the text contains the thought marker {name!r}, which no prompt may hold")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise PromptError("the text contains half of a surrogate pair, which is no character")
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def check(self, ids: Sequence[int]) -> list[int]:
@@ -73,22 +77,30 @@ class Tokens:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def token_text(self, token: int) -> str:
-        """Text of one id alone, special ones by their name."""
-        return self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        """Text that one id adds to a text, special ones by their name."""
+        # Behind another one: alone, some tokenizers would strip the space that it begins with.
+        before, both = (
+            self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for ids in ([self._anchor], [self._anchor, token])
+        )
+        return both[len(before) :]
 
 
 class TextStream:
     """Text of tokens that arrive one at a time; withholds what might become a stop string or half a character.
 
-    The joined results of `add` and `finish` are the whole text, cut before the first stop string.
+    The joined results of `add` and `finish` are the whole text, cut before the first stop string. `context` is what stands
+    before: a token that begins with a space may lose it at the beginning of a text.
     """
 
-    def __init__(self, tokens: Tokens, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokens: Tokens, stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
         self._tokens = tokens
         self.stop = stop  # may be exchanged between tokens
-        self._ids: list[int] = []
+        self._ids = list(context[-_CONTEXT:])
+        if tokens.decode(self._ids).endswith(_UNFINISHED):
+            self._ids = []
         self._begin = 0  # decoding restarts here, so that the cost of a token does not grow with the text
-        self._read = 0  # ids before it are in `_held` or were handed out
+        self._read = len(self._ids)  # ids before it are in `_held` or were handed out
         self._held = ""
         self.stopped = False
 

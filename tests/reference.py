@@ -63,7 +63,7 @@ class Reference:
         steps = []
         while len(output) < params.max_tokens and not (output and output[-1] in eos):
             step = self.step(prompt + output, params)
-            draw = Draw(params, len(prompt) + len(output), prompt, output, eos)
+            draw = Draw(params, prompt + output, len(prompt), eos)
             output.append(sample(step.logits[None], [draw])[0])
             steps.append(step)
         return output, steps

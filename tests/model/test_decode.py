@@ -165,3 +165,17 @@ def test_bfloat16_decodes() -> None:
     assert len(result.tokens) == 4
     assert all(math.isfinite(token.logprob or 0.0) for token in result.tokens)
     assert torch.bfloat16 == model.backbone.dtype
+
+
+def test_a_scored_prompt_of_one_token_keeps_its_token() -> None:
+    """It has nothing to score, and was once left out where a token was generated behind it."""
+    result = generate(decoder(), [[70]], SamplingParams(max_tokens=1, prompt_logprobs=1))[0]
+    assert [(token.id, token.logprob) for token in result.prompt] == [(70, None)]
+    assert len(result.tokens) == 1
+
+
+def test_an_attempt_with_nothing_to_decide_ends_beside_others() -> None:
+    params = [SamplingParams(max_tokens=0, prompt_logprobs=0), SamplingParams(max_tokens=2, ignore_eos=True)]
+    scored, generated = generate(decoder(), [[70], [70]], params)
+    assert (scored.finish_reason, len(scored.prompt), len(scored.tokens)) == ("length", 1, 0)
+    assert len(generated.tokens) == 2

@@ -16,7 +16,7 @@ LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0])
 
 def kept(params: SamplingParams, logits: Tensor = LOGITS, draws: int = 400) -> set[int]:
     """The tokens that many draws give."""
-    return set(sample(logits.expand(draws, -1), [Draw(params, position=i) for i in range(draws)]))
+    return set(sample(logits.expand(draws, -1), [Draw(params, range(i), 0) for i in range(draws)]))
 
 
 @given(st.lists(st.integers(-(2**70), 2**70), min_size=1, max_size=4))
@@ -43,7 +43,7 @@ def test_noise_is_gumbel() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     count = 20_000
-    draws = sample(LOGITS.expand(count, -1), [Draw(SamplingParams(seed=3), i) for i in range(count)])
+    draws = sample(LOGITS.expand(count, -1), [Draw(SamplingParams(seed=3), range(i), 0) for i in range(count)])
     shares = torch.bincount(torch.tensor(draws), minlength=len(LOGITS)) / count
     torch.testing.assert_close(shares, LOGITS.softmax(-1), atol=0.012, rtol=0)
 
@@ -72,7 +72,7 @@ def test_rows_of_a_batch_are_cut_each_by_its_own_parameters(data: st.DataObject)
         )
         for _ in range(data.draw(st.integers(1, 5)))
     ]
-    draws = [Draw(p, position=i) for i, p in enumerate(params)]
+    draws = [Draw(p, range(i), 0) for i, p in enumerate(params)]
     together = sample(LOGITS.expand(len(draws), -1), draws)
     assert together == [sample(LOGITS[None], [draw])[0] for draw in draws]
 
@@ -80,7 +80,8 @@ def test_rows_of_a_batch_are_cut_each_by_its_own_parameters(data: st.DataObject)
 def test_penalties_and_bias() -> None:
     def greedy(**changes: object) -> int:
         params = SamplingParams(temperature=0, **{k: v for k, v in changes.items() if k not in ("prompt", "output")})
-        return sample(LOGITS[None], [Draw(params, 0, changes.get("prompt", ()), changes.get("output", ()))])[0]
+        prompt, output = changes.get("prompt", []), changes.get("output", [])
+        return sample(LOGITS[None], [Draw(params, [*prompt, *output], len(prompt))])[0]
 
     assert greedy(presence_penalty=1.0, output=[0]) == 1
     assert greedy(presence_penalty=1.0, prompt=[0]) == 0  # presence and frequency count the output alone
@@ -92,10 +93,19 @@ def test_penalties_and_bias() -> None:
 
 
 def test_ends_are_held_back_until_min_tokens() -> None:
-    ends = frozenset({0})
-    assert sample(LOGITS[None], [Draw(SamplingParams(temperature=0, min_tokens=1), 0, ends=ends)]) == [1]
-    assert sample(LOGITS[None], [Draw(SamplingParams(temperature=0, min_tokens=1), 0, output=[4], ends=ends)]) == [0]
-    assert sample(LOGITS[None], [Draw(SamplingParams(temperature=0, ignore_eos=True), 0, ends=ends)]) == [1]
+    def greedy(output: list[int], **changes: object) -> int:
+        return sample(LOGITS[None], [Draw(SamplingParams(temperature=0, **changes), output, 0, frozenset({0}))])[0]
+
+    assert greedy([], min_tokens=1) == 1
+    assert greedy([4], min_tokens=1) == 0
+    assert greedy([], ignore_eos=True) == 1
+    assert greedy([], min_tokens=1, stop_token_ids=(1,)) == 2
+    assert greedy([], ignore_eos=True, stop_token_ids=(1,)) == 1  # ignoring the end of the text is not ignoring a stop
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    assert kept(SamplingParams(temperature=temperature)) == {0}
 
 
 def test_thoughts_of_different_temperatures_share_a_batch() -> None:

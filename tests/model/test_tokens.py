@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from quietserve.model.tokens import PromptError, TextStream, Tokens
@@ -77,3 +79,26 @@ def test_chat_is_rendered_by_the_checkpoints_template() -> None:
     plain.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(PromptError, match="refuses these messages: roles must alternate"):
         Tokens(plain).render([{"role": "user", "content": "hello"}])
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(PromptError, match="half of a surrogate pair"):
+        TOKENS.encode("a \ud800")
+
+
+def sentencepiece() -> Tokens:
+    """A tokenizer of the kind Llama 2 and Mistral have: a space is a letter of the word behind it, and a text begins without."""
+    vocab = {"<unk>": 0, "</s>": 1, "\u2581hello": 2, "\u2581world": 3, "world": 4, "\u2581a": 5, "a": 6}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", ignore_merges=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return Tokens(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>"))
+
+
+def test_a_leading_space_is_kept_behind_a_prompt() -> None:
+    """Mistral's tokenizer strips the space of a text's first word, and an answer is not the first word."""
+    tokens = sentencepiece()
+    stream = TextStream(tokens, context=[2])
+    assert stream.add(3) + stream.finish() == " world"
+    assert tokens.token_text(3) == " world"
+    assert tokens.token_text(4) == "world"
