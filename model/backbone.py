@@ -49,6 +49,11 @@ def causal(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) 
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways of computing the same may differ, as a share of the largest value."""
+    return 1e-3 if dtype == torch.float32 else 5e-2
+
+
 class Backbone(nn.Module):
     """The language model: rows and an attention in, hidden states out.
 
@@ -132,9 +137,7 @@ class Backbone(nn.Module):
 
         positions = torch.arange(8, device=self.device)[None]
         ours = self.logits(self(self.embed(ids), positions, attend))
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
         error = (ours - own).abs().max() / own.abs().max().clamp(min=1.0)
-        if not error < tolerance or not shapes:
-            name = type(self.lm).__name__
-            raise ValueError(f"{name} computes something we do not: logits differ by {error:.2g} of their size")
+        if not error < tolerance(self.dtype) or not shapes:
+            raise ValueError(f"its logits differ from ours by {error:.2g} of their size")
         return [shapes[layer] for layer in sorted(shapes)]

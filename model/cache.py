@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .backbone import Backbone
+from .backbone import Backbone, causal, tolerance
 from .thoughts import Rows, visible
 
 
@@ -147,3 +147,23 @@ def _attend(group: _Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scal
     )
     out = out.view(slots, kv_heads, share, width, size).permute(0, 3, 1, 2, 4).reshape(-1, num_heads, size)
     return out if group.filled else out[group.places_N]
+
+
+@torch.no_grad()
+def check_cached(backbone: Backbone) -> None:
+    """Read eight tokens at once and through a cache, in pieces; raise ValueError where the two differ.
+
+    They do for a model that keeps more of the past than keys and values (a recurrent state, a convolution), and for one
+    that counts positions by itself.
+    """
+    ids = torch.arange(8, device=backbone.device).remainder(backbone.vocab_size)
+    plain = backbone(backbone.embed(ids)[None], torch.arange(8, device=backbone.device)[None], causal)[0]
+    cache, pieces = Cache(backbone, slots=2, max_len=8, max_depth=0), []
+    for begin, end in ((0, 5), (5, 6), (6, 7), (7, 8)):
+        rows = Rows()
+        rows.add_base(1, ids[begin:end].tolist(), begin)
+        positions = torch.arange(begin, end, device=backbone.device)
+        pieces.append(backbone(backbone.embed(ids[begin:end])[None], positions[None], cache.attend(rows))[0])
+    error = (torch.cat(pieces) - plain).abs().max() / plain.abs().max().clamp(min=1e-3)
+    if not error < tolerance(backbone.dtype):
+        raise ValueError(f"its hidden states through a cache of keys and values differ by {error:.2g} of their size")

@@ -8,6 +8,7 @@ its names are known here and nowhere else.
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from .backbone import Backbone
+from .cache import check_cached
 from .config import QuietConfig
 from .quiet_model import QuietModel
 from .tokens import Tokens
@@ -68,30 +70,45 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu") -> Loaded:
     folder = _folder(path)
     config = _read_json(folder / "config.json")
     _check_files(folder)
-    public = "max_thoughts" in config or config.get("model_type") == "quiet"
     lm, extra = _load_lm(folder, config, dtype, device)
     tokenizer = _load_tokenizer(folder)
     if (folder / QUIET_CONFIG).exists():
+        if extra:
+            raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]!r} is not expected beside {QUIET_CONFIG}")
         quiet, tensors = _own_quiet(folder)
-    elif public and extra:
+    elif extra:
         quiet, tensors = _public_quiet(folder, config, extra)
     else:
         quiet, tensors = None, {}
-    try:
-        backbone = Backbone(lm)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    backbone = _adopt(lm, folder)
     tokens = Tokens(tokenizer, _eos_ids(lm), _marker_names(quiet), backbone.vocab_size)
+    if quiet and len(tokens.markers) < 2:
+        raise CheckpointError(f"{folder}: the tokenizer lacks {quiet.start_token!r} or {quiet.end_token!r}")
     model = QuietModel(backbone, quiet, tuple(tokens.markers.values()), _stop_ids(quiet, tokens, folder))
     _fill(model, tensors, folder)
-    return Loaded(model.to(device).eval().requires_grad_(False), tokens, folder.name)
+    return Loaded(model.to(device).eval().requires_grad_(False), tokens, Path(path).resolve().name)
+
+
+def _adopt(lm: PreTrainedModel, folder: Path) -> Backbone:
+    """Take the model as a backbone, if what we compute is what it computes."""
+    name = type(lm).__name__
+    try:
+        backbone = Backbone(lm.eval())
+        check_cached(backbone)
+        return backbone
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {name} is not supported: {error}") from error
+    except Exception as error:  # a model that is built otherwise fails in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder / 'config.json'}: {name} cannot be read through our cache: {reason}") from error
 
 
 def save(model: QuietModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a checkpoint in our layout: written aside and renamed, so that there is never half of one."""
+    """Write a checkpoint in our layout: aside first, then moved; without its `config.json`, which goes last, it is none."""
     folder = Path(folder)
     aside = folder.with_name(folder.name + ".partial")
-    aside.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     with _quiet_libraries():
         model.backbone.lm.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -99,7 +116,7 @@ def save(model: QuietModel, tokenizer: PreTrainedTokenizerBase, folder: str | Pa
         (aside / QUIET_CONFIG).write_text(json.dumps(model.quiet.to_dict(), indent=2) + "\n")
         save_file(_thinking_state(model), aside / QUIET_TENSORS)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in aside.iterdir():
+    for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, folder / file.name)
     aside.rmdir()
 
@@ -221,12 +238,14 @@ def _public_quiet(folder: Path, config: dict[str, Any], names: list[str]) -> tup
     for name in ("start_embedding", "end_embedding"):
         if name not in stored:
             raise CheckpointError(f"{folder}: tensor {name!r} is missing")
-        tensors[name] = stored.pop(name)[0] * _PUBLIC_SCALE
+        tensors[name] = stored.pop(name)[0].float() * _PUBLIC_SCALE
     tensors |= {"mixing_head.layers." + name.removeprefix(_PUBLIC_HEAD): value for name, value in stored.items()}
     # max_thoughts is n_ahead + 2 in the public checkpoints, and n_ahead counts START, END and one predicted token.
-    depth = max(int(config.get("max_thoughts", 10)) - 5, 0)
+    max_thoughts = config.get("max_thoughts", 10)
+    if type(max_thoughts) is not int:
+        raise CheckpointError(f"{folder / 'config.json'}: max_thoughts is {max_thoughts!r}; it must be a whole number")
     return QuietConfig(
-        thought_depth=depth,
+        thought_depth=max(max_thoughts - 5, 0),
         mixing_layers=3 if any(name.startswith("mixing_head.layers.4.") for name in tensors) else 1,
         mixing_input="both" if config.get("use_concat_talk_head", True) else "thought",
     ), tensors

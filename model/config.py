@@ -22,8 +22,13 @@ class QuietConfig:
     mixing_input: Literal["both", "thought"] = "both"  # what the head reads: [h_base ; h_thought] or h_thought alone
 
     def __post_init__(self) -> None:
-        _check(self.thought_depth >= 0, "thought_depth", self.thought_depth, "0 or more")
-        _check(0 <= self.thought_temperature <= 2, "thought_temperature", self.thought_temperature, "between 0 and 2")
+        depth, warmth, stops = self.thought_depth, self.thought_temperature, self.thought_stop_tokens
+        _check(type(depth) is int and depth >= 0, "thought_depth", depth, "a whole number, 0 or more")
+        _check(type(warmth) in (int, float) and 0 <= warmth <= 2, "thought_temperature", warmth, "between 0 and 2")
+        texts = isinstance(stops, tuple) and all(isinstance(stop, str) for stop in stops)
+        _check(texts, "thought_stop_tokens", stops, "a list of strings")
+        _check(isinstance(self.start_token, str), "start_token", self.start_token, "a string")
+        _check(isinstance(self.end_token, str), "end_token", self.end_token, "a string")
         _check(self.mixing_layers in (1, 3), "mixing_layers", self.mixing_layers, "1 or 3")
         _check(self.mixing_input in ("both", "thought"), "mixing_input", self.mixing_input, "'both' or 'thought'")
 
@@ -33,7 +38,8 @@ class QuietConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
-        return cls(**{**values, "thought_stop_tokens": tuple(values.get("thought_stop_tokens", ()))})
+        stops = values.get("thought_stop_tokens", [])
+        return cls(**{**values, "thought_stop_tokens": tuple(stops) if isinstance(stops, list) else stops})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""

@@ -1,5 +1,6 @@
 """`quietserve serve`: the only place where settings, checkpoint, engine and HTTP meet."""
 
+import asyncio
 import json
 import logging
 import shlex
@@ -8,12 +9,12 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from types import FrameType
 
 import torch
 import uvicorn
 
+from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
 from .app import create_app
 from .engine import Engine
@@ -38,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         with _bind(settings) as listener:
             return _serve(settings, listener)
-    except (SettingsError, CheckpointError) as error:
+    except (SettingsError, CheckpointError) as error:  # both are ValueErrors made for users
         print(f"quietserve serve: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
     device = _device(settings.device)
-    loaded = load(_checkpoint(settings), dtype=settings.dtype, device=device)
+    loaded = load(settings.model or DEFAULT, dtype=settings.dtype, device=device)
     torch.set_num_threads(settings.num_threads or _num_threads(loaded))
     name = settings.served_model_name or loaded.name
     metrics = Metrics(name)
@@ -94,6 +95,7 @@ class DrainingServer(uvicorn.Server):
         engine = self._pipeline.engine
         idle = not engine.num_running and not engine.num_waiting
         if self._pipeline.draining and (idle or time.monotonic() > self._deadline):
+            await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -129,10 +131,6 @@ def _num_threads(loaded: Loaded) -> int:
     """A small model's products are too short to share, and threads that wait for each other slow them down."""
     num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     return 1 if num_parameters < SMALL_MODEL else torch.get_num_threads()
-
-
-def _checkpoint(settings: Settings) -> str:
-    return settings.model or str(files("quietserve.model.bundled") / "quiet-small")
 
 
 def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..model.tokens import TextStream
 from .pipeline import Answer, Run
 from .replies import (
     ChatChoice,
@@ -57,6 +58,7 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         self.tokens = tokens
         self.envelope: dict[str, Any] = {"id": self.id_prefix + request_id, "created": int(time.time()), "model": model}
         self._positions = [0] * len(run.plan.attempts)
+        self._num_scored = [0] * len(run.plan.attempts)  # of the prompt
         self._begun = [False] * len(run.plan.attempts)
         self._reasoned = [False] * len(run.plan.attempts)
 
@@ -95,11 +97,12 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
 
     def asides(self, index: int, decided: "Decided") -> dict[str, Any]:
         """What a choice carries beside its text, as far as the request asks for it."""
-        first = self._positions[index]
+        first, scored = self._positions[index], self._num_scored[index] - len(self.run.plan.prompt_of(index).ids)
         self._positions[index] += len(decided.tokens)
+        self._num_scored[index] += len(decided.prompt)
         fields: dict[str, Any] = {}
-        if self.request.return_thoughts:
-            fields["thoughts"] = self._thoughts(first, decided.tokens)
+        if self.request.return_thoughts:  # before the answer, positions count down to the prompt's last token, -1
+            fields["thoughts"] = self._thoughts(scored, decided.prompt) + self._thoughts(first, decided.tokens)
         if self.request.return_token_ids:
             fields["token_ids"] = [token.id for token in decided.tokens]
         return fields
@@ -154,7 +157,9 @@ class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionRepl
 
     def __init__(self, request: CompletionRequest, run: Run, tokens: "Tokens", model: str, request_id: str) -> None:
         super().__init__(request, run, tokens, model, request_id)
+        echoes, prompts = request.echo, map(run.plan.prompt_of, range(len(run.plan.attempts)))
         self._offsets = [0] * len(run.plan.attempts)
+        self._streams = [TextStream(tokens, context=() if echoes else prompt.ids) for prompt in prompts]
 
     def whole(self, answers: Sequence[Answer]) -> CompletionReply:
         """The reply that is not streamed."""
@@ -220,7 +225,7 @@ class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionRepl
 
     def _advance(self, index: int, token: "Token") -> int:
         offset = self._offsets[index]
-        self._offsets[index] += len(self.tokens.decode([token.id]))
+        self._offsets[index] += len(self._streams[index].add(token.id))
         return offset
 
 

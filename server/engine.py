@@ -173,7 +173,10 @@ class Engine:
         finally:
             with self._work:
                 self._draining = self._dead = True
-                self._fail([*self._scheduler.running.values(), *self._scheduler.waiting], "the server stopped")
+                for ticket in [*self._scheduler.running.values(), *self._scheduler.waiting]:
+                    with contextlib.suppress(Exception):  # whatever is broken, each reader is told
+                        self._fail([ticket], "the server stopped")
+                self._observer.gauges(self.num_running, self.num_waiting)
 
     def _next_tickets(self) -> list[Ticket]:
         """Wait for work, drop what was cancelled, fill free slots; nothing once the engine is to stop."""
@@ -257,8 +260,10 @@ class Engine:
         ticket.finish_reason = "error" if isinstance(last, EngineError) else last.finish_reason
         ticket.timing.finished = time.monotonic()
         self._scheduler.remove(ticket)
-        self._observer.finished(ticket)
-        self._post(ticket, last)
+        try:
+            self._observer.finished(ticket)
+        finally:
+            self._post(ticket, last)
 
     def _post(self, ticket: Ticket, news: Progress | EngineError) -> None:
         mailbox: _Mailbox = ticket.mailbox
@@ -277,6 +282,11 @@ def _thought_depth(model: QuietModel, wanted: int | None) -> int:
 def _model_len(model: QuietModel, wanted: int | None, depth: int) -> int:
     """A thought after the last token reads START, `depth` tokens and END at positions behind it."""
     most = model.backbone.max_positions - (depth + 2 if depth else 0)
+    if most < 1:
+        room = model.backbone.max_positions - 3
+        raise ValueError(
+            f"max_thought_depth is {depth}; it must be at most {room}, or no text fits the model's positions"
+        )
     if wanted is None:
         return min(most, MAX_MODEL_LEN)
     if not 1 <= wanted <= most:

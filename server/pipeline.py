@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from ..model.config import SamplingParams
+from ..model.tokens import PromptError
 from .errors import ContextLengthError, InvalidRequestError
 from .scheduler import Attempt, EngineClosedError, Ticket
 from .schemas import ChatRequest, CompletionRequest, Message
 
 if TYPE_CHECKING:
     from ..model.decode import Progress, Token
+    from ..model.tokens import Tokens
     from .engine import Engine
 
 GenerationRequest = CompletionRequest | ChatRequest
@@ -148,6 +150,13 @@ class Pipeline:
 
     def _prompts(self, request: GenerationRequest) -> Iterable[Prompt]:
         tokens = self.engine.tokens
+        try:
+            yield from self._encoded(request, tokens)
+        except PromptError as error:
+            param = "messages" if isinstance(request, ChatRequest) else "prompt"
+            raise InvalidRequestError(str(error), param=param) from error
+
+    def _encoded(self, request: GenerationRequest, tokens: "Tokens") -> Iterable[Prompt]:
         if isinstance(request, ChatRequest):
             yield Prompt(tuple(tokens.render([_as_template_reads(message) for message in request.messages])))
             return

@@ -1,4 +1,4 @@
-"""How many fresh problems a checkpoint answers right, at each thought depth, decoded as the server decodes."""
+"""How many fresh problems a checkpoint answers right at each thought depth, decoded by what the server decodes with."""
 
 import argparse
 import itertools

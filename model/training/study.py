@@ -30,7 +30,7 @@ from .evaluate import evaluate
 
 ROWS = ("quiet-star", "untrained", "no-reinforce", "pause", "continued")
 REPORTS = "reports"
-FINISHED = "model.safetensors"
+FINISHED = "config.json"  # what a checkpoint is saved with last
 
 
 def main(argv: list[str] | None = None) -> int:

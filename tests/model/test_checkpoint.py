@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
 
 import tiny
 from quietserve.model import checkpoint
@@ -236,9 +236,19 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("unknown quiet key", write("quiet_config.json", '{"depth": 3}'), r"quiet_config.json: unknown key 'depth'"),
     (
+        "quiet value of another type",
+        write("quiet_config.json", '{"thought_stop_tokens": "ab"}'),
+        r"quiet_config.json: thought_stop_tokens is 'ab'; it must be a list of strings",
+    ),
+    (
+        "a marker the tokenizer lacks",
+        write("quiet_config.json", '{"start_token": "<begin>"}'),
+        r"the tokenizer lacks '<begin>' or '<\|endthought\|>'",
+    ),
+    (
         "quiet value out of range",
         write("quiet_config.json", '{"thought_depth": -3}'),
-        r"quiet_config.json: thought_depth is -3; it must be 0 or more",
+        r"quiet_config.json: thought_depth is -3; it must be a whole number, 0 or more",
     ),
 ]
 
@@ -270,3 +280,25 @@ def test_what_we_do_not_compute_is_refused_by_name(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
     with pytest.raises(CheckpointError, match=r"'final_logit_softcapping' is 30\.0; only None is supported"):
         checkpoint.load(folder)
+
+
+def test_public_tensors_are_known_by_their_names_alone(tmp_path: Path) -> None:
+    public(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["max_thoughts"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert checkpoint.load(tmp_path).model.can_think
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_thoughts": "ten"}))
+    with pytest.raises(CheckpointError, match="max_thoughts is 'ten'; it must be a whole number"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_model_that_keeps_more_than_keys_and_values_is_refused(tmp_path: Path) -> None:
+    """LFM2's convolutions remember the last tokens: read through our cache, row by row, it would answer otherwise."""
+    sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["full_attention", "conv"]}
+    lm = AutoModelForCausalLM.from_config(Lfm2Config(**sizes, **heads, initializer_range=0.25, eos_token_id=0))
+    lm.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="Lfm2ForCausalLM is not supported: its hidden states through a cache"):
+        checkpoint.load(tmp_path)

@@ -70,6 +70,9 @@ class FakeEngine:
 
     num_waiting = 0
 
+    def close(self, timeout_s: float) -> None:
+        self.ready = self.healthy = False
+
     def submit(self, attempts: Sequence[Attempt]) -> list[Ticket]:
         if self.refusal:
             raise self.refusal
