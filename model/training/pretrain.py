@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .. import checkpoint
+from ..backbone import Backbone
+from ..quiet_model import QuietModel
 from .arguments import require, require_families, require_least, run
 from .data import EOS, PAD, Batch, Style, build_tokenizer, make_batch, token_id
 from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
@@ -49,8 +52,7 @@ def pretrain(args: argparse.Namespace) -> None:
         return document_loss(model, batch), {}
 
     loop.run(loss_at)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    checkpoint.save(QuietModel(Backbone(model.eval())), tokenizer, args.out)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> LlamaForCausalLM:

@@ -47,7 +47,8 @@ def train(args: argparse.Namespace) -> None:
     model.requires_grad_(True)
     scale = args.thinking_lr / args.lr
     lr_scales = {"start_embedding": scale, "end_embedding": scale, "mixing_head": scale}
-    recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads", "base")}
+    recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads")}
+    recipe["base"] = str(args.base.resolve())
     loop = Loop(
         model,
         make_optimizer(model, args.weight_decay, lr_scales),

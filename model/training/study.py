@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def summarise(args: argparse.Namespace) -> dict[str, Any]:
     """Every finished report in the folder, and how it was made."""
-    reports = [json.loads(file.read_text()) for file in sorted((args.out / REPORTS).glob("*.json"))]
+    files = sorted((args.out / REPORTS).glob("*.json"))
+    reports = [json.loads(file.read_text()) for file in files if _is_done(args, file)]
     return {
         "command": "quietserve train study",
         "versions": {
@@ -91,7 +92,7 @@ class Always(MixingHead):
 
 def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
     report_file = args.out / REPORTS / f"{row}-{seed}.json"
-    if report_file.exists():
+    if _is_done(args, report_file):
         return 0
     folder = args.out / f"{row}-{seed}"
     if row != "untrained":
@@ -106,6 +107,15 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
     _write(report_file, {"row": row, "training_seed": seed, **report})
     print(f"{row}, seed {seed}: " + "  ".join(f"{d}: {a:.3f}" for d, a in report["mean"].items()), file=sys.stderr)
     return 0
+
+
+def _is_done(args: argparse.Namespace, report_file: Path) -> bool:
+    """There is a report, and of the same measurement."""
+    if not report_file.exists():
+        return False
+    report = json.loads(report_file.read_text())
+    wanted = [args.n, args.problem_seed, [str(depth) for depth in args.depths]]
+    return [report["n"], report["seed"], list(report["mean"])] == wanted
 
 
 def _once(folder: Path, run: Any, argv: list[str]) -> int:

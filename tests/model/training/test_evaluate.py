@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,19 @@ def test_the_bundled_checkpoint_thinks() -> None:
         assert cells["accuracy"]["12"] > cells["accuracy"]["0"] + 0.15
     assert report["mean"]["12"] > 1.6 * report["mean"]["0"]
     assert sum(file.stat().st_size for file in DEFAULT.iterdir()) < 16 * 2**20
+
+
+@pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
+def test_the_readmes_questions_are_answered_right() -> None:
+    """A person's first question is one of these."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    dial = re.search(r'"prompt": "(.+?)"', readme)
+    swaps = re.search(r'"content": "(.+?)"', readme)
+    assert dial is not None
+    assert swaps is not None
+    loaded = checkpoint.load(DEFAULT)
+    prompts = [loaded.tokens.encode(dial[1].replace("\\n", "\n"))]
+    prompts.append(loaded.tokens.render([{"role": "user", "content": swaps[1]}]))
+    decoder = Decoder(loaded.model, loaded.tokens, Cache(loaded.model.backbone, 2, 128, 12))
+    params = SamplingParams(max_tokens=8, temperature=0, thought_depth=12, thought_temperature=0)
+    assert [answer.text.strip() for answer in generate(decoder, prompts, params)] == ["0", "Ben"]
