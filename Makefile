@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: serve test test-slow venv lint format bundle
+.PHONY: serve test venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -11,9 +11,6 @@ serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS=
 
 test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model -k mask" passes flags on
 	$(BIN)/python -m pytest $(ARGS)
-
-test-slow: venv  ## what takes longer: the training run that makes a tiny checkpoint think
-	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: venv  ## format, lint and types, as CI runs them
 	$(BIN)/ruff format --check .

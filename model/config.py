@@ -51,7 +51,7 @@ class SamplingParams:
     """How one attempt is decoded. Every attempt has its own; nothing is shared across a batch."""
 
     max_tokens: int = 16  # visible tokens; 0 only scores the prompt
-    min_tokens: int = 0  # visible tokens before an end or a stop may be chosen
+    min_tokens: int = 0  # visible tokens before an end may be chosen; a stop string must begin behind them
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit

@@ -142,6 +142,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
         """One forward for all of them; returns those for which something was decided."""
+        self.num_rows = 0
         idle = [(d, d.finish_idle()) for d in decodings if d.idle]
         decodings = [d for d in decodings if d.finish_reason is None]
         return idle + (self._forward(decodings) if decodings else [])
