@@ -85,11 +85,10 @@ def evaluate(
 def table(report: dict[str, Any]) -> str:
     """The report as a table: a row for each family, a column for each depth."""
     depths = list(report["mean"])
-    lines = [f"{'depth':<10}" + "".join(f"{depth:>18}" for depth in depths)]
+    lines = [f"{'depth':<10}" + "".join(f"{depth:>21}" for depth in depths)]
     for name, cells in report["families"].items():
         shown = [f"{cells['accuracy'][d]:.3f} [{cells['ci95'][d][0]:.3f} {cells['ci95'][d][1]:.3f}]" for d in depths]
         lines.append(f"{name:<10}" + "".join(f"{cell:>21}" for cell in shown))
-    lines[0] = f"{'depth':<10}" + "".join(f"{depth:>21}" for depth in depths)
     lines.append(f"{'mean':<10}" + "".join(f"{report['mean'][d]:>21.3f}" for d in depths))
     lines.append(f"accuracy and its 95 % interval over {report['n']} held-out problems a family, seed {report['seed']}")
     return "\n".join(lines)

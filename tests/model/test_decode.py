@@ -43,7 +43,7 @@ def attempts(draw: st.DrawFn) -> tuple[list[int], SamplingParams]:
     return prompt, params
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(attempts(), min_size=1, max_size=6),
     st.sampled_from(["", "aeiou"]),
@@ -70,7 +70,7 @@ def test_a_batch_decodes_each_attempt_as_if_it_were_alone(
                 assert token.logprob == pytest.approx(expected, abs=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(3, 258), min_size=1, max_size=14), st.integers(0, 4), st.integers(1, 3), st.integers(1, 20))
 def test_scoring_thinks_at_every_position(text: list[int], depth: int, lanes: int, chunk: int) -> None:
     params = SamplingParams(max_tokens=0, prompt_logprobs=2, thought_depth=depth, thought_temperature=0)

@@ -43,7 +43,7 @@ def thoughts_everywhere(
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(texts, min_size=1, max_size=4), st.integers(0, 5), st.integers(0, 2**40))
 def test_thinking_everywhere_at_once_is_thinking_one_by_one(texts: list[list[int]], depth: int, seed: int) -> None:
     cache = Cache(MODEL.backbone, slots=4, max_len=12, max_depth=5, lanes=12)
@@ -60,7 +60,7 @@ def test_thinking_everywhere_at_once_is_thinking_one_by_one(texts: list[list[int
             assert float(weight) == pytest.approx(slow.weight, abs=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(texts, min_size=1, max_size=3), st.integers(1, 5), st.integers(0, 2**40))
 def test_replay_reads_what_the_thoughts_read(texts: list[list[int]], depth: int, seed: int) -> None:
     cache = Cache(MODEL.backbone, slots=3, max_len=12, max_depth=5, lanes=12)

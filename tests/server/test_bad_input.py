@@ -204,9 +204,7 @@ GOOD = {"prompt": "abc", "messages": [{"role": "user", "content": "abc"}]}
 
 
 @pytest.mark.parametrize(("path", "required"), [(COMPLETIONS, "prompt"), (CHAT, "messages")])
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     body=VALUES | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), VALUES, max_size=4), sane=st.booleans()
 )

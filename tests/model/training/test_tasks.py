@@ -77,7 +77,7 @@ def solve_sums(question: str) -> list[str]:
 SOLVERS = {"dial": solve_dial, "swaps": solve_swaps, "sums": solve_sums}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(names, seeds, lengths)
 def test_notes_and_answer_follow_from_the_question(name: str, seed: int, num_steps: int):
     problem = FAMILIES[name].sample(random.Random(seed), num_steps)
