@@ -40,12 +40,6 @@ class Cache:
         self.keys = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
         self.values = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
 
-    @staticmethod
-    def bytes_per_slot(backbone: Backbone, max_len: int, max_depth: int, lanes: int = 1) -> int:
-        """Memory of one slot's keys and values."""
-        columns = lanes * (max_depth + 2) + max_len
-        return sum(2 * heads * dim for heads, dim in backbone.kv_shapes) * columns * backbone.dtype.itemsize
-
     @property
     def num_bytes(self) -> int:
         """Memory of all keys and values."""

@@ -109,7 +109,7 @@ def save(model: QuietModel, tokenizer: PreTrainedTokenizerBase, folder: str | Pa
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    with _quiet_libraries():
+    with quiet_libraries():
         model.backbone.lm.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
     if model.quiet is not None:
@@ -177,7 +177,7 @@ def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> t
     if dtype == "auto" and device == "cpu":
         dtype = "float32"  # half precision is slow or inexact on most CPUs
     try:
-        with _quiet_libraries():
+        with quiet_libraries():
             settings = dict(config)
             if settings.get("model_type") == "quiet":
                 settings["model_type"] = "mistral"
@@ -209,7 +209,7 @@ def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> t
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        with _quiet_libraries():
+        with quiet_libraries():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise CheckpointError(f"{folder}: no readable tokenizer: {str(error).splitlines()[0]}") from error
@@ -291,7 +291,7 @@ def _fill(model: QuietModel, tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and load reports on a user's terminal: we raise what matters."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)

@@ -45,10 +45,6 @@ class QuietModel(nn.Module):
         """It has markers and a mixing head."""
         return self.quiet is not None
 
-    def thinking_parameters(self) -> list[nn.Parameter]:
-        """The markers and the mixing head: all that is not the language model."""
-        return [self.start_embedding, self.end_embedding, *self.mixing_head.parameters()]
-
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [..., H] of token ids, START and END."""
         embeds = self.backbone.embed(tokens.clamp(min=0))

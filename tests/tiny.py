@@ -58,9 +58,14 @@ def quiet_model(
     vocab = tokenizer().get_vocab()
     model = QuietModel(backbone, quiet, hidden_ids=(1, 2), stop_ids=tuple(vocab[letter] for letter in stops))
     if quiet is not None:
-        for parameter in model.thinking_parameters():
+        for parameter in thinking_parameters(model):
             torch.nn.init.normal_(parameter, std=0.5)
     return model.eval().requires_grad_(False)
+
+
+def thinking_parameters(model: QuietModel) -> list[torch.nn.Parameter]:
+    """The markers and the mixing head: all that is not the language model."""
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
 
 
 def save(folder: Path, **settings: Any) -> Path:

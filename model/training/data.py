@@ -26,6 +26,7 @@ EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 START = "<|startthought|>"
 END = "<|endthought|>"
+SPECIAL = (EOS, PAD, START, END)  # the first ids of the vocabulary
 DASH = " ---"  # opens and closes an aside; one token
 DASH_TOKEN = "\u0120---"  # its name in the vocabulary
 QUESTION_WEIGHT = 0.02  # a question can hardly be foretold, but reading it is learned from trying
@@ -79,12 +80,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     text survives the round trip, and no row of the embedding is spent on halves of words.
     """
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    special = [EOS, PAD, START, END]
     words = Tokenizer(models.WordLevel())
     words.pre_tokenizer = splitter
     words.train_from_iterator(_sample_corpus(), trainers.WordLevelTrainer(vocab_size=10_000, show_progress=False))
     known = sorted(set(words.get_vocab()) | set(pre_tokenizers.ByteLevel.alphabet()))
-    vocabulary = {token: index for index, token in enumerate([*special, *known])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *known])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()

@@ -25,7 +25,7 @@ from ..config import QuietConfig
 from ..quiet_model import QuietModel
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
 from .arguments import require, require_families, require_least, run
-from .data import DASH_TOKEN, END, EOS, START, Batch, make_batch
+from .data import DASH_TOKEN, END, EOS, PAD, SPECIAL, START, Batch, make_batch
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .losses import advantages, choice_logprobs, mean_where, policy_loss, rewards
 from .tasks import FAMILIES, MAX_STEPS
@@ -76,11 +76,18 @@ def open_base(folder: Path, depth: int, thought_temperature: float = 0.0) -> tup
     From random markers the mixing weight dies and nothing is left to reinforce.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        with checkpoint.quiet_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"--base {folder} is not a checkpoint folder: {str(error).splitlines()[0]}") from error
-    dash, start, end, eos = tokenizer.convert_tokens_to_ids([DASH_TOKEN, START, END, EOS])
+    names = (DASH_TOKEN, START, END, EOS)
+    for name in names:
+        if name not in tokenizer.get_vocab():
+            raise ValueError(
+                f"--base {folder}: its tokenizer has no token {name!r}; `train pretrain` makes a base that has"
+            )
+    dash, start, end, eos = tokenizer.convert_tokens_to_ids(list(names))
     quiet = QuietConfig(depth, thought_temperature, (DASH_TOKEN, EOS), START, END)
     model = QuietModel(Backbone(lm), quiet, hidden_ids=(start, end), stop_ids=(dash, eos))
     with torch.no_grad():
@@ -231,14 +238,11 @@ def draw_thoughts(thoughts: list[Thought], logits_NV: Tensor) -> list[int]:  # n
 
 def pause(thoughts: list[Thought], logits_NV: Tensor) -> list[int]:  # noqa: ARG001
     """The same token again and again: a thought that can hold no reasoning, only time."""
-    return [PAUSE_ID] * len(thoughts)
+    return [SPECIAL.index(PAD)] * len(thoughts)  # a token that no text holds
 
 
 def _chooser(arm: str) -> Choose:
     return pause if arm == "pause" else draw_thoughts
-
-
-PAUSE_ID = 1  # the padding token, which no text holds
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -87,7 +87,6 @@ def test_penalties_and_bias() -> None:
     assert greedy(presence_penalty=1.0, prompt=[0]) == 0  # presence and frequency count the output alone
     assert greedy(frequency_penalty=0.3, output=[0]) == 0
     assert greedy(frequency_penalty=0.3, output=[0, 0]) == 1
-    assert greedy(repetition_penalty=2.0, prompt=[0, 1]) in (0, 1, 2)
     assert greedy(repetition_penalty=1.9, prompt=[0]) == 1  # repetition counts the prompt too
     assert greedy(logit_bias={5: 100.0}) == 5
 

@@ -111,7 +111,7 @@ def test_gradients_reach_markers_head_and_thought_tokens() -> None:
     mixed, _ = model.mix(base[0, 1], rows[0, 0, 3])
     model.logits(mixed).log_softmax(-1)[6].backward()
     embeddings = model.backbone.lm.get_input_embeddings().weight.grad
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.thinking_parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tiny.thinking_parameters(model))
     touched = embeddings.abs().sum(1).nonzero().flatten().tolist()
     assert touched == [
         4,

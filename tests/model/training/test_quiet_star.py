@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from quietserve.model import checkpoint
 from quietserve.model.training import quiet_star
 from quietserve.model.training.data import make_batch
@@ -32,7 +33,7 @@ def test_the_loss_is_what_thinking_step_by_step_gives(base: Path) -> None:
     """Rewards and mixed losses of one batch, recomputed a thought at a time by the reference."""
     model, tokenizer = open_base(base, depth=4)
     torch.manual_seed(0)
-    for parameter in model.thinking_parameters():
+    for parameter in tiny.thinking_parameters(model):
         torch.nn.init.normal_(parameter, std=0.3)
     batch = make_batch(tokenizer, random.Random(1), 3, {"direct": 1.0}, [1, 2])
     sampled = quiet_star.sample_thoughts(model, batch, 2, 2, depth=4, after=3, choose=quiet_star.draw_thoughts)
@@ -134,6 +135,14 @@ def test_bad_arguments_are_one_line(
 def test_a_base_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quiet_star.main(["--base", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
     assert "is not a checkpoint folder" in capsys.readouterr().err
+
+
+def test_a_base_without_the_dash_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tiny.save(tmp_path / "other", quiet=None)
+    assert quiet_star.main(["--base", str(other), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1, "and no progress bar of loading it"
+    assert "has no token '\u0120---'" in told[0]
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(
