@@ -28,13 +28,19 @@ class Cache:
 
     A slot's scratch columns stand before its base columns, so that what a forward needs is one view. Columns are numbered
     from the first base column: base columns 0, 1, ..., scratch columns -1, -2, ... A lane is the strip of scratch columns of
-    one thought. Inference only: rows are written in place.
+    one thought; a slot has more of them where thoughts are shallow. Inference only: rows are written in place.
+
+    Args:
+        backbone: whose keys and values.
+        slots: texts held at a time.
+        max_len: base columns of a slot.
+        max_depth: tokens of the deepest thought.
+        lanes: thoughts of that depth that a slot has room for at once; None: a full pipeline, one more than its tokens.
     """
 
-    def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int = 1) -> None:
-        self.slots, self.max_len, self.max_depth, self.lanes = slots, max_len, max_depth, lanes
-        self.strip = max_depth + 2  # START, the tokens, END
-        self.scratch = lanes * self.strip
+    def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int | None = None) -> None:
+        self.slots, self.max_len, self.max_depth = slots, max_len, max_depth
+        self.scratch = (max_depth + 1 if lanes is None else lanes) * _strip(max_depth)
         shape = (slots, self.scratch + max_len)
         new = {"dtype": backbone.dtype, "device": backbone.device}
         self.keys = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
@@ -45,10 +51,20 @@ class Cache:
         """Memory of all keys and values."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
-    def lane(self, number: int) -> int:
-        """The first column of a lane."""
-        assert 0 <= number < self.lanes
-        return -(number + 1) * self.strip
+    def num_lanes(self, depth: int) -> int:
+        """How many thoughts of this depth a slot has room for at once."""
+        return self.scratch // _strip(depth)
+
+    def lane(self, number: int, depth: int) -> int:
+        """The first column of a lane for a thought of this depth."""
+        assert 0 <= number < self.num_lanes(depth)
+        return -(number + 1) * _strip(depth)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give a slot the first base columns of another."""
+        columns = slice(self.scratch, self.scratch + length)
+        for tensor in (*self.keys, *self.values):
+            tensor[target, columns] = tensor[source, columns]
 
     def clear(self, slot: int) -> None:
         """Forget a slot's values. Wanted only after a failed forward: a NaN shines through even a masked column."""
@@ -58,6 +74,11 @@ class Cache:
     def attend(self, rows: Rows) -> "CachedAttention":
         """The attention of one forward over `rows`: masks and places are worked out here, once for all layers."""
         return CachedAttention(self, rows)
+
+
+def _strip(depth: int) -> int:
+    """Columns of a thought: START, its tokens, END."""
+    return depth + 2
 
 
 class CachedAttention:

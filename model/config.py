@@ -68,6 +68,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # the same for the prompt, scored with thoughts at every position
     thought_depth: int = 0  # 0: no thought at all, the plain base model
     thought_temperature: float = 1.0  # 0 is greedy
+    num_thoughts: int = 1  # parallel thoughts at each position; the distributions after them are averaged
+    thought_threshold: float | None = None  # nats: think only where the base's entropy is at least this; None: always
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
@@ -81,6 +83,13 @@ class SamplingParams:
         _check(0 < self.repetition_penalty <= 2, "repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
         _check(self.thought_depth >= 0, "thought_depth", self.thought_depth, "0 or more")
         _check(0 <= self.thought_temperature <= 2, "thought_temperature", self.thought_temperature, "between 0 and 2")
+        _check(self.num_thoughts >= 1, "num_thoughts", self.num_thoughts, "1 or more")
+        _check(
+            self.thought_threshold is None or self.thought_threshold >= 0,
+            "thought_threshold",
+            self.thought_threshold,
+            "0 or more",
+        )
 
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -1,102 +1,46 @@
-"""Decoding with thoughts: one step over all running sequences, whatever each of them is doing; offline generation on top.
+"""Decoding with pipelined thoughts: one step over all running attempts, whatever each of them is doing; generation on top.
 
-In one forward some sequences read a chunk of their prompt, some their newest token together with the START of the thought
-after it, some a thought token, some END. A position is decided when its thought has ended (at depth 0, as soon as it is read):
-the mixed logits give the next token, or score it where the prompt already says which it is. Positions are decided in order.
+In one forward some attempts read a chunk of their prompt, some their newest token together with the START of the thought
+after it, some tokens of several thoughts, some END. While a position thinks, the base logits after its token already draft the
+next one, which is read and thought after in its turn. When the oldest thought ends, the mixed logits decide: a right draft
+stands, a wrong one goes with all behind it. The same noise picks the draft and the decision, so drafting changes when a
+token is known and never which token it is.
 """
 
+import logging
+import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from .cache import Cache
 from .config import SamplingParams
+from .decoding import Decoding, Position
+from .mixing import average
+from .pacing import Pace
+from .prefixes import Prefixes
+from .progress import Generation, Progress, ThoughtRecord, Token
 from .quiet_model import QuietModel
-from .sampling import Draw, sample, sample_thoughts, top_logprobs
-from .thoughts import Choose, Rows, Thought, advance
-from .tokens import TextStream, Tokens
+from .sampling import Draw, hash_key, sample, sample_thoughts, top_logprobs
+from .thoughts import START, Choose, Rows, Thought, grow, settle
+from .tokens import Tokens
+
+logger = logging.getLogger("quietserve")
 
 
-@dataclass(frozen=True, slots=True)
-class ThoughtRecord:
-    """What was thought before one token."""
-
-    token_ids: tuple[int, ...]
-    mixing_weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One decided token: of the output, or of a prompt that is scored."""
-
-    id: int
-    logprob: float | None = (
-        None  # under the mixed distribution before temperature; None unless asked for, and for a text's first
-    )
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    thought: ThoughtRecord | None = None
-
-
-@dataclass(slots=True)
-class Progress:
-    """What one step decided for one attempt."""
-
-    text: str = ""  # visible text that is certain now
-    tokens: list[Token] = field(default_factory=list)  # visible tokens, an end-of-text token included
-    prompt: list[Token] = field(default_factory=list)  # scored prompt tokens, in order; with params.prompt_logprobs
-    finish_reason: str | None = None  # "stop", "length"; nothing follows it
-    num_thought_tokens: int = 0  # hidden tokens decoded since the last progress
-
-
-class Decoding:
-    """The state of one attempt in a slot."""
-
-    def __init__(self, slot: int, prompt: Sequence[int], params: SamplingParams, tokens: Tokens) -> None:
-        self.slot = slot
-        self.params = params
-        self.tokens = list(prompt)  # the prompt, then what has been decided
-        self.num_prompt = len(prompt)
-        self.cached = 0  # base columns written
-        self.next_position = 0 if params.prompt_logprobs is not None else len(prompt) - 1  # the next one to decide
-        self.next_thought = self.next_position  # the next one to think after
-        self.thoughts: deque[Thought] = deque()  # in flight, oldest first
-        self.hidden: dict[int, Tensor] = {}  # base hidden states of the positions to decide
-        self.text = TextStream(tokens, context=prompt)
-        self.thinking = False  # a thought took part in the last forward
-        self.finish_reason: str | None = None
-
-    @property
-    def readable(self) -> int:
-        """Positions before this one may be decided: all that were read, less the last where nothing is to be generated."""
-        return self.cached if self.params.max_tokens else min(self.cached, self.num_prompt - 1)
-
-    @property
-    def idle(self) -> bool:
-        """There is nothing to decide: no token to generate, and none in the prompt to score."""
-        return not self.params.max_tokens and self.next_position >= self.num_prompt - 1
-
-    def finish_idle(self) -> Progress:
-        """End an attempt that has nothing to decide."""
-        self.finish_reason = "length"
-        scored = [Token(self.tokens[0])] if self.params.prompt_logprobs is not None else []
-        return Progress(prompt=scored, finish_reason=self.finish_reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """A position whose next token is to be decided now."""
+@dataclass(slots=True, eq=False)
+class _Next:
+    """A position and what is known of the token behind it."""
 
     decoding: Decoding
-    position: int
-    thought: Thought | None
-
-    @property
-    def scores(self) -> bool:
-        """The next token is the prompt's: it is scored, not chosen."""
-        return self.position < self.decoding.num_prompt - 1
+    position: Position
+    logits_V: Tensor | None = None
+    weights: Sequence[float] = ()  # of its thoughts
+    chosen: int | None = None
 
 
 class Decoder:
@@ -107,7 +51,10 @@ class Decoder:
         tokens: its tokenizer.
         cache: decides how many attempts run, how long and how deep they may be; its lanes are how many thoughts of one
             attempt may be in flight at once.
-        prefill_chunk: most prompt tokens of one attempt read in one forward.
+        prefill_chunk: most prompt tokens read in one forward, of all attempts together: a long prompt holds nobody up.
+        pipeline_depth: positions of one attempt that may think at once, where each is a guess about the one before; 1 is
+            sequential, None is chosen for each forward by what forwards cost and how often guesses are right.
+        reuse_prefixes: an attempt takes over what any slot holds of its prompt.
         choose: who picks the tokens of thoughts; seeded noise unless a study wants otherwise.
     """
 
@@ -116,12 +63,17 @@ class Decoder:
         model: QuietModel,
         tokens: Tokens,
         cache: Cache,
+        *,
         prefill_chunk: int = 256,
+        pipeline_depth: int | None = None,
+        reuse_prefixes: bool = True,
         choose: Choose | None = None,
     ) -> None:
         self.model, self.tokens, self.cache, self.prefill_chunk = model, tokens, cache, prefill_chunk
+        self.pace = Pace(pipeline_depth, may_end=bool(model.stop_ids))
+        self.prefixes = Prefixes(cache, reuse_prefixes)
+        self.num_rows = 0  # of the last step
         self._choose = choose or _choose_thoughts
-        self.num_rows = 0  # of the last forward
 
     def start(self, slot: int, prompt: Sequence[int], params: SamplingParams) -> Decoding:
         """Begin an attempt in a free slot. Raises ValueError when it cannot be served."""
@@ -137,171 +89,262 @@ class Decoder:
             )
         if params.thought_depth > self.cache.max_depth:
             raise ValueError(f"thought_depth is {params.thought_depth}; it must be at most {self.cache.max_depth}")
-        return Decoding(slot, prompt, params, self.tokens)
+        lanes = self.cache.num_lanes(params.thought_depth)
+        if params.thought_depth and params.num_thoughts > lanes:
+            raise ValueError(f"num_thoughts is {params.num_thoughts}; it must be at most {lanes} at this depth")
+        decoding = Decoding(slot, prompt, params, self.tokens, lanes)
+        self.prefixes.enter(decoding)
+        return decoding
+
+    def resume(self, decoding: Decoding, slot: int) -> None:
+        """Go on with a running attempt in another free slot; it reads again what no slot holds, and decides the same."""
+        self.prefixes.leave(decoding)
+        decoding.move(slot)
+        self.prefixes.enter(decoding)
 
     @torch.inference_mode()
     def step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
-        """One forward for all of them; returns those for which something was decided."""
+        """One forward for all of them, oldest first; returns those for which something was decided.
+
+        A forward that raises is repeated by halves, until it is known whose fault it is: only those end, with an error.
+        """
         self.num_rows = 0
-        idle = [(d, d.finish_idle()) for d in decodings if d.idle]
-        decodings = [d for d in decodings if d.finish_reason is None]
-        return idle + (self._forward(decodings) if decodings else [])
+        idle = [(d, _finish_idle(d)) for d in decodings if d.idle]
+        return idle + self._step([d for d in decodings if d.finish_reason is None])
+
+    @torch.inference_mode()
+    def measure_forwards(self, budget_s: float = 2.0) -> None:
+        """Learn what a forward costs by its rows, before any attempt has begun; about `budget_s` seconds."""
+        most = self.cache.slots * (self.cache.max_depth + 1)
+        deadline = time.perf_counter() + budget_s
+        for size in [2**i for i in range(most.bit_length())] * 4:
+            begin = time.perf_counter()
+            if begin > deadline:
+                return
+            rows = Rows()
+            for row in range(size):
+                rows.add_own(row % self.cache.slots, START, 0, -1, 0)
+            self.model.logits(self.model.run(rows, self.cache)).argmax(-1).tolist()
+            self.pace.times.add(size, time.perf_counter() - begin)
+
+    def _step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
+        if not decodings:
+            return []
+        try:
+            return self._forward(decodings)
+        except Exception as error:
+            for decoding in decodings:
+                decoding.rewind()
+            if len(decodings) == 1:
+                logger.exception("a forward failed; its attempt ends")
+                return [(decodings[0], self._fail(decodings[0], error))]
+        logger.warning("a forward of %d attempts failed; it is repeated by halves", len(decodings))
+        half = len(decodings) // 2
+        return self._step(decodings[:half]) + self._step(decodings[half:])
 
     def _forward(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
+        begin, in_flight = time.perf_counter(), self.pace.choose(decodings)
         rows = Rows()
-        spans = [self._enter(decoding, rows) for decoding in decodings]
-        self.num_rows = len(rows)
+        spans = self._read(decodings, rows)
+        self.num_rows += len(rows)
         hidden_NH = self.model.run(rows, self.cache)
         for decoding, span in zip(decodings, spans, strict=True):
-            self._keep(decoding, span, hidden_NH)
-        thoughts = [t for d in decodings for t in d.thoughts if not t.ended]
-        advance(self.model, thoughts, hidden_NH, self._choose)
-        return self._decide([due for decoding in decodings for due in self._due(decoding)])
+            decoding.keep(span, hidden_NH)
+        due, peeks = self._carry_on(decodings, hidden_NH, in_flight)
+        self._choose_next(due, peeks)
+        news = self._commit(due)
+        for peek in peeks:
+            self._draft(peek, in_flight)
+        self.pace.times.add(len(rows), time.perf_counter() - begin)
+        return list(news.items())
 
-    def _enter(self, decoding: Decoding, rows: Rows) -> range:
-        """Add what an attempt reads next; returns the row numbers of its base tokens."""
-        params, begin = decoding.params, decoding.cached
-        chunk = decoding.tokens[begin : begin + self.prefill_chunk]
-        span = rows.add_base(decoding.slot, chunk, begin)
-        decoding.cached += len(chunk)
-        while params.thought_depth and decoding.next_thought < decoding.readable:
-            if len(decoding.thoughts) == self.cache.lanes:
-                break
-            decoding.thoughts.append(self._new_thought(decoding))
-        decoding.thinking = bool(decoding.thoughts)
-        for thought in decoding.thoughts:
-            if not thought.ended:  # one that has ended may still wait for an older one
-                thought.enter(rows)
-        return span
+    def _read(self, decodings: Sequence[Decoding], rows: Rows) -> list[range]:
+        """Add what each attempt reads next; returns the row numbers of its text's tokens."""
+        budget, spans = self.prefill_chunk, []
+        for i, decoding in enumerate(decodings):
+            if not decoding.filled:
+                decoding.filled = self.prefixes.fill(decoding, decodings[:i])
+            most = decoding.unread if decoding.unread == 1 else budget
+            spans.append(decoding.read(rows, most if decoding.filled else 0))
+            if len(spans[-1]) > 1:
+                budget -= len(spans[-1])
+            self._think(decoding, rows)
+        return spans
 
-    def _new_thought(self, decoding: Decoding) -> Thought:
-        position = decoding.next_thought
-        decoding.next_thought += 1
-        return Thought(
-            slot=decoding.slot,
-            position=position,
-            own_from=self.cache.lane(position % self.cache.lanes),
-            depth=decoding.params.thought_depth,
-            stops=self.model.stop_ids,
-            seed=decoding.params.seed,
-            temperature=decoding.params.thought_temperature,
-        )
+    def _think(self, decoding: Decoding, rows: Rows) -> None:
+        decoding.thinking = False
+        for position in decoding.flight:
+            if position.thoughts is None and not self._begin(decoding, position):
+                break  # they begin in order
+            for thought in position.thoughts or ():
+                if not thought.ended:  # one that has ended may still wait for an older one
+                    thought.enter(rows)
+                    decoding.thinking = True
 
-    def _keep(self, decoding: Decoding, span: range, hidden_NH: Tensor) -> None:
-        """Remember the base hidden states that a decision will need."""
-        begin = decoding.cached - len(span)
-        for position in range(max(begin, decoding.next_position), decoding.readable):
-            decoding.hidden[position] = hidden_NH[span[position - begin]].clone()  # a view would keep all rows alive
+    def _begin(self, decoding: Decoding, position: Position) -> bool:
+        """Let a position think, if there are lanes for its thoughts."""
+        params = decoding.params
+        count = params.num_thoughts if params.thought_depth else 0
+        position.lanes = decoding.take_lanes(count)
+        if len(position.lanes) < count:
+            return False
+        position.thoughts = [
+            Thought(
+                slot=decoding.slot,
+                position=position.number,
+                own_from=self.cache.lane(lane, params.thought_depth),
+                depth=params.thought_depth,
+                stops=self.model.stop_ids,
+                seed=thought_seed(params.seed, index),
+                temperature=params.thought_temperature,
+            )
+            for index, lane in enumerate(position.lanes)
+        ]
+        return True
 
-    def _due(self, decoding: Decoding) -> list[_Decision]:
-        """What can be decided now, in order of position."""
-        due = []
-        while decoding.next_position < decoding.readable:
-            thought = None
-            if decoding.params.thought_depth:
-                if not decoding.thoughts or not decoding.thoughts[0].ended:
-                    break
-                thought = decoding.thoughts.popleft()
-            due.append(_Decision(decoding, decoding.next_position, thought))
-            decoding.next_position += 1
-        return due
+    def _carry_on(
+        self, decodings: Sequence[Decoding], hidden_NH: Tensor, in_flight: int
+    ) -> tuple[list[_Next], list[_Next]]:
+        """Carry the thoughts on; returns the positions that can be decided now, and those to look ahead from.
 
-    def _decide(self, due: list[_Decision]) -> list[tuple[Decoding, Progress]]:
-        if not due:
-            return []
-        hidden_MH = torch.stack([d.decoding.hidden.pop(d.position) for d in due])
-        weights = [0.0] * len(due)
-        if thinkers := [i for i, d in enumerate(due) if d.thought is not None]:
-            thoughts = torch.stack([d.thought.hidden for d in due if d.thought and d.thought.hidden is not None])
-            hidden_MH[thinkers], weight = self.model.mix(hidden_MH[thinkers], thoughts)
-            for i, value in zip(thinkers, weight.tolist(), strict=True):
-                weights[i] = value
-        logits_MV = self.model.logits(hidden_MH)
-        choosers = [i for i, d in enumerate(due) if not d.scores]
-        chosen = dict(zip(choosers, sample(logits_MV[choosers], [self._draw(due[i]) for i in choosers]), strict=True))
-        progress: dict[Decoding, Progress] = {}
-        for i, decision in enumerate(due):
-            news = progress.setdefault(decision.decoding, Progress())
-            self._settle(decision, chosen.get(i), logits_MV[i], weights[i], news)
-        return list(progress.items())
+        One product with the output embedding does for thoughts, decisions and drafts; only where thoughts end before
+        their depth, or turn out to be needless, a second one follows.
+        """
+        thoughts = [t for d in decodings for p in d.flight for t in p.thoughts or () if not t.ended]
+        settle(thoughts, hidden_NH)
+        growing = [t for t in thoughts if not t.ended]
+        due = _due(decodings)
+        peeks = [_Next(d, p) for d in decodings for p in _peeks(d, in_flight)]
+        bases_MH = _stacked([peek.position.base for peek in peeks], hidden_NH)
+        parts = [hidden_NH[[t.row for t in growing]], self._mixed(due, hidden_NH), bases_MH]
+        thoughts_MV, due_MV, peeks_MV = self.model.logits(torch.cat(parts)).split([len(part) for part in parts])
+        _take_logits(due, due_MV)
+        for peek, logits_V in zip(peeks, peeks_MV, strict=True):
+            peek.logits_V = logits_V
+        _skip_thoughts(peeks)
+        grow(growing, thoughts_MV, self._choose, hidden_NH)
+        known = {next_.position for next_ in due}
+        if later := [next_ for next_ in _due(decodings) if next_.position not in known]:
+            _take_logits(later, self.model.logits(self._mixed(later, hidden_NH)))
+        for decoding in decodings:
+            decoding.free_lanes()
+        return due + later, peeks
 
-    def _draw(self, decision: _Decision) -> Draw:
-        decoding = decision.decoding
-        return Draw(decoding.params, decoding.tokens, decoding.num_prompt, self.tokens.eos_ids)
+    def _mixed(self, due: Sequence[_Next], like_NH: Tensor) -> Tensor:
+        """The hidden states to decide by, one for each thought of each position."""
+        bases_MH = _stacked([n.position.base for n in due for _ in n.position.thoughts or [None]], like_NH)
+        if not any(n.position.thoughts for n in due):
+            return bases_MH
+        # A position that did not think is mixed with itself: whatever the weight, it stays what it is.
+        after = [t.hidden if t else n.position.base for n in due for t in n.position.thoughts or [None]]
+        mixed_MH, weights_M = self.model.mix(bases_MH, _stacked(after, like_NH))
+        weights = iter(weights_M.tolist())
+        for next_ in due:
+            next_.weights = [next(weights) for _ in next_.position.thoughts or [None]]
+        return mixed_MH
 
-    def _settle(self, decision: _Decision, chosen: int | None, logits_V: Tensor, weight: float, news: Progress) -> None:
-        """Write one decision into the attempt and its news."""
-        decoding, thought = decision.decoding, decision.thought
-        record = None
-        if thought is not None:
-            record = ThoughtRecord(tuple(thought.tokens), weight)
-            news.num_thought_tokens += len(thought.tokens)
-        if decision.position == 0 and decoding.params.prompt_logprobs is not None:
+    def _choose_next(self, due: Sequence[_Next], peeks: Sequence[_Next]) -> None:
+        """Pick decisions and drafts, all with the noise of their own position."""
+        choosers = [n for n in due if not n.decoding.scores(n.position)]
+        choosers += [n for n in peeks if n.position is n.decoding.flight[-1]]
+        if choosers:
+            draws = [self._draw(n) for n in choosers]
+            for next_, token in zip(choosers, sample(torch.stack([_logits(n) for n in choosers]), draws), strict=True):
+                next_.chosen = token
+
+    def _draw(self, next_: _Next) -> Draw:
+        decoding, length = next_.decoding, next_.position.number + 1
+        before = decoding.tokens if len(decoding.tokens) == length else decoding.tokens[:length]
+        return Draw(decoding.params, before, decoding.num_prompt, self.tokens.eos_ids)
+
+    def _commit(self, due: Sequence[_Next]) -> dict[Decoding, Progress]:
+        """Write decisions into their attempts, oldest positions first."""
+        news: dict[Decoding, Progress] = {}
+        broken = torch.stack([_logits(n) for n in due]).isnan().any(-1).tolist() if due else []
+        for next_, is_broken in zip(due, broken, strict=True):
+            decoding = next_.decoding
+            if not decoding.flight or decoding.flight[0] is not next_.position:
+                continue  # it ended before, or stood behind a wrong draft
+            try:
+                if is_broken:
+                    raise FloatingPointError("the model's logits are not numbers")
+                self._decide(next_, news.setdefault(decoding, Progress()))
+            except Exception as error:
+                logger.exception("a decision failed; its attempt ends")
+                news[decoding] = self._fail(decoding, error)
+        return news
+
+    def _decide(self, next_: _Next, news: Progress) -> None:
+        decoding, position, logits_V = next_.decoding, next_.position, _logits(next_)
+        thoughts = self._record(next_)
+        news.num_thought_tokens += sum(len(thought.token_ids) for thought in thoughts)
+        if position.number == 0 and decoding.params.prompt_logprobs is not None:
             news.prompt.append(Token(decoding.tokens[0]))
-        if chosen is None:
-            scored = decoding.tokens[decision.position + 1]
-            news.prompt.append(_token(scored, logits_V, decoding.params.prompt_logprobs, record))
-            if not decoding.params.max_tokens and decoding.next_position == decoding.num_prompt - 1:
-                decoding.finish_reason = "length"
+        if next_.chosen is None:
+            news.prompt.append(_token(decoding.score(), logits_V, decoding.params.prompt_logprobs, thoughts))
+            if decoding.idle:
+                decoding.finish("length")
         else:
-            news.tokens.append(_token(chosen, logits_V, decoding.params.logprobs, record))
-            news.text += self._append(decoding, chosen)
+            if (right := decoding.decide(next_.chosen)) is not None:
+                self.pace.decided(right)
+            news.tokens.append(_token(next_.chosen, logits_V, decoding.params.logprobs, thoughts))
+            news.text += self._add_text(decoding, next_.chosen)
         news.finish_reason = decoding.finish_reason
 
-    def _append(self, decoding: Decoding, token: int) -> str:
-        """Append a decided token, see whether it ends the attempt; returns the text that is certain now."""
-        params = decoding.params
-        decoding.tokens.append(token)
-        num_output = len(decoding.tokens) - decoding.num_prompt
-        if token in params.stop_token_ids or (token in self.tokens.eos_ids and not params.ignore_eos):
-            decoding.finish_reason = "stop"
+    def _record(self, next_: _Next) -> tuple[ThoughtRecord, ...]:
+        thoughts, counts = next_.position.thoughts or [], next_.decoding.counts
+        counts.thought += bool(thoughts)
+        counts.skipped += not thoughts and next_.decoding.params.thought_depth > 0
+        for thought in thoughts:
+            self.pace.thought(len(thought.tokens), thought.depth)
+        return tuple(ThoughtRecord(tuple(t.tokens), weight) for t, weight in zip(thoughts, next_.weights, strict=False))
+
+    def _add_text(self, decoding: Decoding, token: int) -> str:
+        """The text that a decided token makes certain; sees whether it ends the attempt."""
+        params, num_output = decoding.params, decoding.next_position + 1 - decoding.num_prompt
+        if self._ends(decoding, token):
+            decoding.finish("stop")
             return decoding.text.finish()
         decoding.text.stop = params.stop if num_output >= params.min_tokens else ()
         text = decoding.text.add(token)
         if not decoding.text.stopped and num_output == params.max_tokens:
-            decoding.finish_reason = "length"
+            decoding.finish("length")
             text += decoding.text.finish()
         if decoding.text.stopped:
-            decoding.finish_reason = "stop"
+            decoding.finish("stop")
         return text
 
+    def _draft(self, peek: _Next, in_flight: int) -> None:
+        """Guess the token behind the newest position; it will be read, and thought after, in the next forward.
 
-def _token(token: int, logits_V: Tensor, count: int | None, thought: ThoughtRecord | None) -> Token:
-    if count is None:
-        return Token(token, thought=thought)
-    logprob, top = top_logprobs(logits_V.log_softmax(-1), token, count)
-    return Token(token, logprob, tuple(top), thought)
+        Nothing is guessed behind a guess that ends the text.
+        """
+        decoding, token = peek.decoding, peek.chosen
+        if token is None or not decoding.flight or decoding.flight[-1] is not peek.position:
+            return  # it is not the newest, or has gone with a wrong draft before it
+        if _may_draft(decoding, in_flight) and not self._ends(decoding, token):
+            decoding.tokens.append(token)
 
+    def _ends(self, decoding: Decoding, token: int) -> bool:
+        """The token ends its text."""
+        params = decoding.params
+        return token in params.stop_token_ids or (token in self.tokens.eos_ids and not params.ignore_eos)
 
-def _choose_thoughts(thoughts: list[Thought], logits_MV: Tensor) -> list[int]:
-    """Thought tokens by seeded noise, or greedily, as each thought's temperature says."""
-    keys = [(t.seed, t.position, len(t.tokens) + 1) for t in thoughts]
-    return sample_thoughts(logits_MV, keys, [t.temperature for t in thoughts])
-
-
-@dataclass(slots=True)
-class Generation:
-    """The whole result of one attempt."""
-
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    prompt: list[Token] = field(default_factory=list)
-    finish_reason: str = ""
-    num_thought_tokens: int = 0
-
-    def add(self, news: Progress) -> None:
-        """Take in what one step decided."""
-        self.text += news.text
-        self.tokens += news.tokens
-        self.prompt += news.prompt
-        self.finish_reason = news.finish_reason or ""
-        self.num_thought_tokens += news.num_thought_tokens
+    def _fail(self, decoding: Decoding, error: Exception) -> Progress:
+        """End an attempt with an error. What its slot holds may be no numbers, which would shine through any mask."""
+        decoding.finish("error")
+        decoding.cached = 0
+        self.cache.clear(decoding.slot)
+        return Progress(finish_reason="error", error=error)
 
 
 def generate(
     decoder: Decoder, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
 ) -> list[Generation]:
-    """Decode prompts offline, as many at once as the cache has slots. Raises ValueError for one that cannot be served."""
+    """Decode prompts offline, as many at once as the cache has slots.
+
+    Raises ValueError for one that cannot be served, and what a forward raises.
+    """
     every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
     generations = [Generation() for _ in prompts]
     waiting = deque(enumerate(zip(prompts, every, strict=True)))
@@ -310,11 +353,90 @@ def generate(
     while waiting or running:
         while waiting and free:
             number, (prompt, wanted) = waiting.popleft()
-            running[decoder.start(free.pop(0), prompt, wanted)] = number
+            slot = decoder.prefixes.choose_slot(prompt, free)
+            free.remove(slot)
+            running[decoder.start(slot, prompt, wanted)] = number
         for decoding, news in decoder.step(list(running)):
             generations[running[decoding]].add(news)
             if news.finish_reason:
                 del running[decoding]
                 free.append(decoding.slot)
-                free.sort()
     return generations
+
+
+def thought_seed(seed: int, index: int) -> int:
+    """The seed of the thought with this number among those of one position; a single thought has the attempt's own."""
+    return hash_key(seed, index) if index else seed
+
+
+def _due(decodings: Sequence[Decoding]) -> list[_Next]:
+    """Positions that have thought enough, and all older ones too."""
+    return [_Next(d, position) for d in decodings for position in takewhile(lambda p: p.ended, d.flight)]
+
+
+def _peeks(decoding: Decoding, in_flight: int) -> list[Position]:
+    """Positions whose base logits are wanted: to draft from, or to see whether a thought is needed."""
+    adaptive = decoding.params.thought_threshold is not None
+    peeks = [position for position in decoding.flight if position.fresh] if adaptive else []
+    if _may_draft(decoding, in_flight + 1) and in_flight > 1 and decoding.flight[-1] not in peeks:
+        peeks.append(decoding.flight[-1])
+    return peeks
+
+
+def _may_draft(decoding: Decoding, in_flight: int) -> bool:
+    """All tokens have been read, one more is wanted, and there is room for its thought."""
+    return (
+        decoding.params.thought_depth > 0
+        and bool(decoding.flight)
+        and decoding.unread == 0
+        and len(decoding.tokens) < decoding.end
+        and decoding.num_thinking < in_flight
+    )
+
+
+def _skip_thoughts(peeks: Sequence[_Next]) -> None:
+    """Adaptive attempts do not think where the base is sure of the next token."""
+    asked = [n for n in peeks if n.decoding.params.thought_threshold is not None and n.position.fresh]
+    if not asked:
+        return
+    logprobs_MV = torch.stack([_logits(n) for n in asked]).log_softmax(-1)
+    entropies = -torch.where(logprobs_MV.isinf(), 0.0, logprobs_MV.exp() * logprobs_MV).sum(-1)  # of the markers: 0
+    for next_, entropy in zip(asked, entropies.tolist(), strict=True):
+        if entropy < (next_.decoding.params.thought_threshold or 0.0):
+            next_.position.skip()
+
+
+def _take_logits(due: Sequence[_Next], logits_MV: Tensor) -> None:
+    """Hand out logits, one row for each thought of each position; the distributions of parallel thoughts are averaged."""
+    counts = [len(n.position.thoughts or [None]) for n in due]
+    for next_, logits_KV in zip(due, logits_MV.split(counts), strict=True):
+        next_.logits_V = logits_KV[0] if len(logits_KV) == 1 else average(logits_KV)
+
+
+def _logits(next_: _Next) -> Tensor:
+    assert next_.logits_V is not None
+    return next_.logits_V
+
+
+def _token(token: int, logits_V: Tensor, count: int | None, thoughts: tuple[ThoughtRecord, ...]) -> Token:
+    if count is None:
+        return Token(token, thoughts=thoughts)
+    logprob, top = top_logprobs(logits_V.log_softmax(-1), token, count)
+    return Token(token, logprob, tuple(top), thoughts)
+
+
+def _finish_idle(decoding: Decoding) -> Progress:
+    """End an attempt that has nothing to decide."""
+    decoding.finish("length")
+    scored = [Token(decoding.tokens[0])] if decoding.params.prompt_logprobs is not None else []
+    return Progress(prompt=scored, finish_reason=decoding.finish_reason)
+
+
+def _choose_thoughts(thoughts: list[Thought], logits_MV: Tensor) -> list[int]:
+    """Thought tokens by seeded noise, or greedily, as each thought's temperature says."""
+    keys = [(t.seed, t.position, len(t.tokens) + 1) for t in thoughts]
+    return sample_thoughts(logits_MV, keys, [t.temperature for t in thoughts])
+
+
+def _stacked(rows: Sequence[Tensor | None], like_NH: Tensor) -> Tensor:
+    return torch.stack([row for row in rows if row is not None]) if rows else like_NH[:0]

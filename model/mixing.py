@@ -1,5 +1,6 @@
 """How much a thought counts: the mixing head and the mix of the two hidden states."""
 
+import math
 from typing import Literal
 
 import torch
@@ -38,3 +39,8 @@ class MixingHead(nn.Module):
 def mix(base: Tensor, thought: Tensor, weight: Tensor) -> Tensor:
     """(1 - w) base + w thought, over [..., H] hidden states (or logits: the output embedding being linear, it is the same)."""
     return torch.lerp(base, thought, weight.unsqueeze(-1).to(base.dtype))
+
+
+def average(logits_KV: Tensor) -> Tensor:
+    """Log-probabilities [V] of the mean of K distributions: what parallel thoughts say together."""
+    return logits_KV.log_softmax(-1).logsumexp(0) - math.log(len(logits_KV))

@@ -106,31 +106,49 @@ class Thought:
         if self.wants_end and (self.full or self.stops):
             self.end_row = rows.add_own(self.slot, END, self.position, self.own_from, offset + 1)
 
-    def take(self, token: int) -> None:
-        """Continue with `token`, or end if it is one of the stops."""
+    def take(self, token: int, hidden_NH: Tensor) -> None:
+        """Continue with `token`, or end if it is one of the stops: END, too, was read in this forward."""
         if token in self.stops:
-            self.ended = True
+            self.end(hidden_NH)
             return
         self.tokens.append(token)
-        self.ended = self.full and not self.wants_end
+        if self.full and not self.wants_end:
+            self.end(hidden_NH)
+
+    def end(self, hidden_NH: Tensor) -> None:
+        """Think no more."""
+        self.ended = True
+        if self.wants_end:
+            self.hidden = hidden_NH[self.end_row].clone()  # a view would keep all rows alive
 
 
 # choose(thoughts, logits): the next token of each thought, from logits [len(thoughts), V].
 Choose = Callable[[list[Thought], Tensor], list[int]]
 
 
-def advance(model: "QuietModel", thoughts: Iterable[Thought], hidden_NH: Tensor, choose: Choose) -> None:
+def advance(model: "QuietModel", thoughts: Sequence[Thought], hidden_NH: Tensor, choose: Choose) -> None:
     """Carry each thought on by the forward whose rows it entered."""
-    thoughts = list(thoughts)
+    settle(thoughts, hidden_NH)
+    growing = [thought for thought in thoughts if not thought.ended]
+    grow(growing, model.logits(hidden_NH[[thought.row for thought in growing]]), choose, hidden_NH)
+
+
+def settle(thoughts: Iterable[Thought], hidden_NH: Tensor) -> None:
+    """End the thoughts that are full: this forward has read their END."""
     for thought in thoughts:
-        thought.ended = thought.full
-    if growing := [t for t in thoughts if not t.ended]:
-        logits = model.logits(hidden_NH[[t.row for t in growing]])
-        for thought, token in zip(growing, choose(growing, logits), strict=True):
-            thought.take(token)
-    for thought in thoughts:
-        if thought.ended and thought.wants_end:
-            thought.hidden = hidden_NH[thought.end_row]
+        if thought.full:
+            thought.end(hidden_NH)
+
+
+def grow(thoughts: Sequence[Thought], logits_MV: Tensor, choose: Choose, hidden_NH: Tensor) -> None:
+    """Choose the next token of each thought, by logits behind its newest row; those that have ended stay as they are."""
+    alive = [i for i, thought in enumerate(thoughts) if not thought.ended]
+    if not alive:
+        return
+    growing = [thoughts[i] for i in alive]
+    tokens = choose(growing, logits_MV if len(alive) == len(thoughts) else logits_MV[alive])
+    for thought, token in zip(growing, tokens, strict=True):
+        thought.take(token, hidden_NH)
 
 
 @torch.no_grad()

@@ -142,6 +142,10 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
             max_num_seqs=settings.max_num_seqs,
             max_num_queued_reqs=settings.max_num_queued_reqs,
             max_thought_depth=settings.max_thought_depth,
+            max_num_thoughts=settings.max_num_thoughts,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            pipeline_depth=settings.pipeline_depth,
+            prefix_caching=settings.prefix_caching,
             observer=metrics,
         )
     except ValueError as error:

@@ -27,7 +27,7 @@ from .replies import (
 from .schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from ..model.decode import Progress, Token
+    from ..model.progress import Progress, Token
     from ..model.tokens import Tokens
 
     Decided = Progress | Answer  # what one step decided, or all steps together
@@ -111,7 +111,8 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         """The thoughts before these tokens, one a line, empty ones left out; under both names that clients read."""
         if not self.request.include_reasoning:
             return {}
-        thoughts = (self.tokens.decode(token.thought.token_ids).strip() for token in decided.tokens if token.thought)
+        records = (record for token in decided.tokens for record in token.thoughts)
+        thoughts = (self.tokens.decode(record.token_ids).strip() for record in records)
         text = "\n".join(thought for thought in thoughts if thought)
         if text and self._reasoned[index]:
             text = "\n" + text
@@ -128,13 +129,13 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
             ThoughtReply(
                 position=position,
                 token=self.tokens.token_text(token.id),
-                thought=self.tokens.decode(token.thought.token_ids),
-                token_ids=list(token.thought.token_ids),
-                mixing_weight=token.thought.mixing_weight,
-                thought_index=0,
+                thought=self.tokens.decode(record.token_ids),
+                token_ids=list(record.token_ids),
+                mixing_weight=record.mixing_weight,
+                thought_index=index,
             )
             for position, token in enumerate(tokens, first)
-            if token.thought
+            for index, record in enumerate(token.thoughts)
         ]
 
     def _scored(self, token: "Token", count: int) -> dict[str, PromptLogprob] | None:

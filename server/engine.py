@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..model.cache import Cache
-from ..model.decode import Decoder, Progress
+from ..model.decode import Decoder
+from ..model.progress import Progress
 from ..model.quiet_model import QuietModel
 from ..model.tokens import Tokens
 from .scheduler import Attempt, EngineClosedError, EngineError, Scheduler, Ticket
@@ -19,7 +20,8 @@ logger = logging.getLogger("quietserve")
 
 MAX_DEPTH = 16  # of thoughts, where neither the checkpoint nor the operator asks for more
 MAX_MODEL_LEN = 4096  # tokens, where the operator does not ask for more: every slot reserves its whole length
-SCORING_LANES = 8  # thoughts of one prompt in flight at once while it is scored
+FAILED = "the model failed on this request"
+MAX_NUM_THOUGHTS = 8  # parallel thoughts of a position, where the operator does not say
 
 
 class Observer(Protocol):
@@ -33,8 +35,8 @@ class Observer(Protocol):
         """Visible tokens were decided; None for the first."""
         ...
 
-    def forward(self, num_rows: int, seconds: float) -> None:
-        """One forward was done."""
+    def forward(self, num_rows: int, seconds: float, in_flight: int) -> None:
+        """One forward was done, with up to `in_flight` positions of each attempt thinking."""
         ...
 
     def finished(self, ticket: Ticket) -> None:
@@ -64,6 +66,10 @@ class Engine:
         max_num_seqs: attempts that run at once.
         max_num_queued_reqs: attempts that may wait.
         max_thought_depth: None: what the checkpoint was trained for, at least `MAX_DEPTH`.
+        max_num_thoughts: parallel thoughts that a request may ask for.
+        max_num_batched_tokens: prompt tokens read in one forward, of all attempts together.
+        pipeline_depth: positions of one attempt that may think at once; None: chosen for each forward.
+        prefix_caching: an attempt takes over what any slot holds of its prompt.
         observer: told of everything worth counting.
 
     Raises ValueError when the model cannot be as long or think as deep as asked.
@@ -78,16 +84,28 @@ class Engine:
         max_num_seqs: int = 16,
         max_num_queued_reqs: int = 256,
         max_thought_depth: int | None = None,
+        max_num_thoughts: int = MAX_NUM_THOUGHTS,
+        max_num_batched_tokens: int = 256,
+        pipeline_depth: int | None = None,
+        prefix_caching: bool = True,
         observer: Observer,
     ) -> None:
         self.tokens, self.quiet, self._observer = tokens, model.quiet, observer
         self.max_thought_depth = _thought_depth(model, max_thought_depth)
         self.max_model_len = _model_len(model, max_model_len, self.max_thought_depth)
-        lanes = SCORING_LANES if model.can_think else 1
+        self.max_num_thoughts = max_num_thoughts
+        lanes = max(self.max_thought_depth + 1, max_num_thoughts) if model.can_think else 0
         cache = Cache(model.backbone, max_num_seqs, self.max_model_len, self.max_thought_depth, lanes)
         self.kv_cache_bytes = cache.num_bytes
         self.model_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        self._decoder = Decoder(model, tokens, cache)
+        self._decoder = Decoder(
+            model,
+            tokens,
+            cache,
+            prefill_chunk=max_num_batched_tokens,
+            pipeline_depth=pipeline_depth,
+            reuse_prefixes=prefix_caching,
+        )
         self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
         self._work = threading.Condition()  # guards the scheduler
         self._draining = self._stopping = self._dead = False
@@ -166,6 +184,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._decoder.measure_forwards()
             while tickets := self._next_tickets():
                 self._forward(tickets)
         except Exception:
@@ -183,7 +202,7 @@ class Engine:
         with self._work:
             while not self._stopping:
                 self._drop_cancelled()
-                for ticket in self._scheduler.admit():
+                while ticket := self._scheduler.admit(self._choose_slot):
                     self._start(ticket)
                 self._observer.gauges(self.num_running, self.num_waiting)
                 if self._scheduler.running:
@@ -200,17 +219,21 @@ class Engine:
         for ticket in [t for t in (*scheduler.running.values(), *scheduler.waiting) if t.cancelled]:
             self._end(ticket, Progress(finish_reason="abort"))
 
+    def _choose_slot(self, ticket: Ticket, free: Sequence[int]) -> int:
+        return self._decoder.prefixes.choose_slot(ticket.attempt.prompt, free)
+
     def _start(self, ticket: Ticket) -> None:
         assert ticket.slot is not None
         ticket.timing.started = time.monotonic()
         try:
             ticket.decoding = self._decoder.start(ticket.slot, ticket.attempt.prompt, ticket.attempt.params)
+            ticket.counts = ticket.decoding.counts
             self._observer.admitted(ticket)
         except ValueError as error:
             self._fail([ticket], str(error))
 
     def _forward(self, tickets: list[Ticket]) -> None:
-        """One forward for all running tickets; if it fails they fail, and the engine goes on."""
+        """One forward for all running tickets. What fails there is the decoder's to sort out; if it cannot, they all end."""
         begin = time.monotonic()
         try:
             news = dict(self._decoder.step([ticket.decoding for ticket in tickets]))
@@ -219,10 +242,10 @@ class Engine:
             with self._work:
                 for ticket in tickets:
                     self._decoder.cache.clear(ticket.decoding.slot)
-                self._fail(tickets, "the model failed on this request")
+                self._fail(tickets, FAILED)
             return
         now = time.monotonic()
-        self._observer.forward(self._decoder.num_rows, now - begin)
+        self._observer.forward(self._decoder.num_rows, now - begin, self._decoder.pace.in_flight)
         with self._work:
             for ticket in tickets:
                 self._note(ticket, begin, now)
@@ -245,7 +268,9 @@ class Engine:
             timing.first_output, timing.last_output = timing.first_output or now, now
             ticket.num_output_tokens += len(news.tokens)
             self._observer.decided(ticket, len(news.tokens), since)
-        if news.finish_reason:
+        if news.error is not None:
+            self._fail([ticket], FAILED)
+        elif news.finish_reason:
             self._end(ticket, news)
         else:
             self._post(ticket, news)

@@ -1,10 +1,12 @@
 """What Prometheus sees. Labels are of low cardinality and never hold a user's input."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from ..model.progress import Counts
 from .scheduler import Ticket
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,6 +36,7 @@ _SECONDS = (
 )
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _DEPTHS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 64)
+_RATIOS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 9, 13, 17, 33, 65)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 disable_created_metrics()
@@ -49,7 +52,7 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self._model = model_name
-        self._counted: dict[int, tuple[int, int]] = {}  # visible and hidden tokens counted so far, by running ticket
+        self._counted: dict[int, _Counted] = {}  # what has been counted so far, by running ticket
         self._describe_requests()
         self._describe_tokens()
         self._describe_server()
@@ -75,8 +78,9 @@ class Metrics:
             for _ in range(num_visible):
                 latency.observe(seconds_since_last / num_visible)
 
-    def forward(self, num_rows: int, seconds: float) -> None:
-        """The model ran once."""
+    def forward(self, num_rows: int, seconds: float, in_flight: int) -> None:
+        """The model ran once, with up to `in_flight` positions of each attempt thinking."""
+        self._pipeline_depth.labels(self._model).set(in_flight)
         self._batch_rows.labels(self._model).observe(num_rows)
         self._forward_time.labels(self._model).observe(seconds)
 
@@ -100,6 +104,9 @@ class Metrics:
         self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
         self._output_length.labels(self._model).observe(ticket.num_output_tokens)
         self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
+        if ticket.num_output_tokens:
+            per_token = ticket.counts.forwards / ticket.num_output_tokens
+            self._forwards.labels(self._model, _thinking(ticket)).observe(per_token)
         self._depth.labels(self._model).observe(params.thought_depth)
 
     def gauges(self, running: int, waiting: int) -> None:
@@ -139,12 +146,24 @@ class Metrics:
         self._output_length = self._histogram("request_generation_tokens", "Visible tokens of a request.", _TOKENS)
         self._thought_length = self._histogram("request_thought_tokens", "Thought tokens of a request.", _TOKENS)
         self._depth = self._histogram("request_params_thought_depth", "The thought depth of a request.", _DEPTHS)
-        self._prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens read.")
+        self._forwards = self._histogram(
+            "forwards_per_token", "Forwards of a request for each of its visible tokens.", _RATIOS, "thinking"
+        )
+        self._prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of requests.")
+        self._prefix_queries = self._counter(
+            "prefix_cache_queries_total", "Prompt tokens that were looked for in the cache."
+        )
+        self._prefix_hits = self._counter("prefix_cache_hits_total", "Prompt tokens that were found there.")
+        self._speculative = self._counter(
+            "speculative_tokens_total", "Drafts that were decided as drafted, otherwise, or not at all.", "outcome"
+        )
+        self._adaptive = self._counter("adaptive_positions_total", "Positions of adaptive requests.", "decision")
         self._tokens = self._counter("generation_tokens_total", "Tokens decoded.", "kind")
 
     def _describe_server(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows of a forward.", _ROWS)
         self._forward_time = self._histogram("forward_time_seconds", "Duration of a forward.", _SECONDS)
+        self._pipeline_depth = self._gauge("pipeline_depth", "Positions of an answer that may think at once.")
         self._running = self._gauge("num_requests_running", "Requests with a slot.")
         self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a slot.")
         self.gauges(0, 0)
@@ -155,12 +174,22 @@ class Metrics:
 
     def _count_tokens(self, ticket: Ticket) -> None:
         """Add what a ticket decoded since the last time; its prompt the first time."""
-        if ticket.number not in self._counted:
+        if (before := self._counted.get(ticket.number)) is None:
+            before = _Counted()
             self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
-        visible, hidden = self._counted.get(ticket.number, (0, 0))
-        self._tokens.labels(self._model, "visible").inc(ticket.num_output_tokens - visible)
-        self._tokens.labels(self._model, "thought").inc(ticket.num_thought_tokens - hidden)
-        self._counted[ticket.number] = ticket.num_output_tokens, ticket.num_thought_tokens
+            self._prefix_queries.labels(self._model).inc(len(ticket.attempt.prompt))
+        now = _Counted(ticket.num_output_tokens, ticket.num_thought_tokens, replace(ticket.counts))
+        self._counted[ticket.number] = now
+        self._tokens.labels(self._model, "visible").inc(now.visible - before.visible)
+        self._tokens.labels(self._model, "thought").inc(now.hidden - before.hidden)
+        self._prefix_hits.labels(self._model).inc(now.counts.reused - before.counts.reused)
+        for outcome in ("accepted", "rejected", "dropped"):
+            more = getattr(now.counts, outcome) - getattr(before.counts, outcome)
+            self._speculative.labels(self._model, outcome).inc(more)
+        if ticket.attempt.params.thought_threshold is not None:
+            for decision in ("thought", "skipped"):
+                more = getattr(now.counts, decision) - getattr(before.counts, decision)
+                self._adaptive.labels(self._model, decision).inc(more)
 
     def _seconds(self, name: str, text: str) -> Histogram:
         return self._histogram(name, text, _SECONDS, "thinking")
@@ -175,8 +204,19 @@ class Metrics:
         return Gauge(f"quietserve_{name}", text, ("model_name", *labels), registry=self.registry)
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """What has been added to the counters for one ticket."""
+
+    visible: int = 0
+    hidden: int = 0
+    counts: Counts = field(default_factory=Counts)
+
+
 def _thinking(ticket: Ticket) -> str:
-    return "fixed" if ticket.attempt.params.thought_depth else "off"
+    if not ticket.attempt.params.thought_depth:
+        return "off"
+    return "fixed" if ticket.attempt.params.thought_threshold is None else "adaptive"
 
 
 def _phase(ticket: Ticket) -> str:

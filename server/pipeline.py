@@ -5,7 +5,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..model.config import SamplingParams
 from ..model.tokens import PromptError
@@ -14,7 +14,7 @@ from .scheduler import Attempt, EngineClosedError, Ticket
 from .schemas import ChatRequest, CompletionRequest, Message
 
 if TYPE_CHECKING:
-    from ..model.decode import Progress, Token
+    from ..model.progress import Progress, Token
     from ..model.tokens import Tokens
     from .engine import Engine
 
@@ -22,6 +22,7 @@ GenerationRequest = CompletionRequest | ChatRequest
 
 EFFORT_DEPTHS = {"none": 0, "minimal": 1, "low": 2, "medium": 4, "high": 8, "xhigh": 12}
 DEFAULT_COMPLETION_TOKENS = 16
+DEFAULT_THRESHOLD = 0.3  # nats: in the pilots no argmax changed where the base was surer than this
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,29 @@ class Pipeline:
             ignore_eos=request.ignore_eos,
             logprobs=request.num_logprobs,
             prompt_logprobs=_prompt_logprobs(request),
-            thought_depth=self._thought_depth(request),
-            thought_temperature=self._thought_temperature(request),
+            **self._thinking(request),
         )
+
+    def _thinking(self, request: GenerationRequest) -> dict[str, Any]:
+        """The parameters that say how to think."""
+        depth, temperature = self._thought_depth(request), self._thought_temperature(request)
+        count, most = request.num_thoughts, self.engine.max_num_thoughts
+        if count > most:
+            raise InvalidRequestError(
+                f"num_thoughts is {count}; it must be between 1 and {most}.", param="num_thoughts"
+            )
+        if depth and count > 1 and temperature == 0:
+            raise InvalidRequestError(
+                f"num_thoughts is {count}, but at thought_temperature 0 all thoughts are the same; raise it.",
+                param="num_thoughts",
+            )
+        threshold = DEFAULT_THRESHOLD if request.thought_threshold is None else request.thought_threshold
+        return {
+            "thought_depth": depth,
+            "thought_temperature": temperature,
+            "num_thoughts": count,
+            "thought_threshold": threshold if request.thought_mode == "adaptive" else None,
+        }
 
     def _max_tokens(self, request: GenerationRequest, prompt: Prompt) -> int:
         """Visible tokens of a choice. Raises ContextLengthError where they do not fit behind the prompt."""
@@ -222,7 +243,7 @@ class Pipeline:
 
     def _thought_depth(self, request: GenerationRequest) -> int:
         depth, param, most = request.thought_depth, "thought_depth", self.engine.max_thought_depth
-        if depth is None and request.chat_template_kwargs.enable_thinking is False:
+        if request.thought_mode == "off" or (depth is None and request.chat_template_kwargs.enable_thinking is False):
             return 0
         if depth is None and request.reasoning_effort is not None:
             depth, param = EFFORT_DEPTHS.get(request.reasoning_effort, most), "reasoning_effort"

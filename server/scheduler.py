@@ -1,14 +1,14 @@
 """Who runs next: the bounded queue, the slots, cancellation. Knows nothing of tensors, threads or event loops."""
 
-import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..model.config import SamplingParams
+from ..model.progress import Counts
 
 
 class QueueFullError(RuntimeError):
@@ -61,11 +61,12 @@ class Ticket:
     finish_reason: str | None = None  # "stop", "length", "abort" (cancelled) or "error"
     num_output_tokens: int = 0  # visible, the end of the text included
     num_thought_tokens: int = 0
+    counts: Counts = field(default_factory=Counts)  # what it cost
     decoding: Any = None  # the decoder's state while it has a slot
 
 
 class Scheduler:
-    """First come, first served: tickets wait, get the lowest free slot, and give it back when they leave."""
+    """First come, first served: tickets wait, get a free slot, and give it back when they leave."""
 
     def __init__(self, num_slots: int, max_waiting: int) -> None:
         self.num_slots, self.max_waiting = num_slots, max_waiting
@@ -84,15 +85,15 @@ class Scheduler:
             raise QueueFullError(f"{len(self.waiting)} attempts are waiting; the queue holds {self.max_waiting}")
         self.waiting.extend(tickets)
 
-    def admit(self) -> list[Ticket]:
-        """Give free slots to those who wait longest."""
-        admitted = []
-        while self.waiting and self._free:
-            ticket = self.waiting.popleft()
-            ticket.slot = heapq.heappop(self._free)
-            self.running[ticket.slot] = ticket
-            admitted.append(ticket)
-        return admitted
+    def admit(self, choose_slot: Callable[[Ticket, Sequence[int]], int]) -> Ticket | None:
+        """Give the one who waits longest the free slot that suits it; None where nobody waits or no slot is free."""
+        if not self.waiting or not self._free:
+            return None
+        ticket = self.waiting.popleft()
+        ticket.slot = choose_slot(ticket, self._free)
+        self._free.remove(ticket.slot)
+        self.running[ticket.slot] = ticket
+        return ticket
 
     def remove(self, ticket: Ticket) -> None:
         """Take a ticket out, wherever it is."""
@@ -100,7 +101,7 @@ class Scheduler:
             self.waiting.remove(ticket)
         else:
             del self.running[ticket.slot]
-            heapq.heappush(self._free, ticket.slot)
+            self._free.append(ticket.slot)
 
     def check(self) -> None:
         """Every slot is either free or one ticket's."""

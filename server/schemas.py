@@ -138,15 +138,15 @@ class GenerationRequest(Body):
 
     thought_depth: int | None = Field(None, ge=0)
     thought_temperature: float | None = Field(None, ge=0, le=2)
+    num_thoughts: int = Field(1, ge=1)
+    thought_mode: Literal["fixed", "adaptive", "off"] = "fixed"
+    thought_threshold: float | None = Field(None, ge=0)
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
     include_reasoning: bool = False
     return_thoughts: bool = False
 
     best_of: int | None = None
-    num_thoughts: Annotated[Any, _only(1)] = None
-    thought_mode: Annotated[Any, _only("fixed")] = None
-    thought_threshold: Annotated[Any, _only()] = None
     thinking_token_budget: Annotated[Any, _only(-1)] = None
     self_correction_turns: Annotated[Any, _only(0)] = None
     self_correction_prompt: Annotated[Any, _only()] = None
@@ -167,6 +167,10 @@ class GenerationRequest(Body):
     def _check_together(self) -> Self:
         if self.best_of not in (None, 1, self.n):
             raise _unsupported("this server supports only the value of n", "best_of")
+        if self.thought_threshold is not None and self.thought_mode != "adaptive":
+            raise _invalid("only thought_mode 'adaptive' has a threshold", "thought_threshold")
+        if self.thought_mode == "off" and self.thought_depth:
+            raise _invalid(f"thought_mode is 'off', but thought_depth is {self.thought_depth}", "thought_mode")
         if self.stream_options and not self.stream:
             raise _invalid("only a stream has stream_options; set stream to true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:

@@ -27,6 +27,10 @@ class Settings:
     max_num_queued_reqs: int = 256
     default_thought_depth: int | None = None  # None is the depth the checkpoint was trained at
     max_thought_depth: int | None = None  # None is chosen from the trained depth
+    max_num_thoughts: int = 8
+    max_num_batched_tokens: int = 256
+    pipeline_depth: int | None = None  # None is chosen for each forward
+    prefix_caching: bool = True
     num_threads: int | None = None  # None is 1 for a small model, torch's default for others
     shutdown_timeout: float = 30.0  # seconds
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
@@ -70,6 +74,29 @@ def _parser() -> argparse.ArgumentParser:
         "--default-thought-depth", metavar="N", type=_whole(0), help="of requests that name none (default: as trained)"
     )
     parser.add_argument("--max-thought-depth", metavar="N", type=_whole(0), help="most that a request may ask for")
+    parser.add_argument(
+        "--max-num-thoughts",
+        metavar="N",
+        type=_whole(1, 64),
+        help="most parallel thoughts that a request may ask for (default: 8)",
+    )
+    parser.add_argument(
+        "--max-num-batched-tokens",
+        metavar="N",
+        type=_whole(1),
+        help="prompt tokens read in one forward, so that a long prompt holds nobody up (default: 256)",
+    )
+    parser.add_argument(
+        "--pipeline-depth",
+        metavar="D",
+        type=_whole(1, 65),
+        help="tokens of one answer that may be thought about at once; 1 is one after the other (default: chosen as it runs)",
+    )
+    parser.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="read what prompts have in common only once (default: yes)",
+    )
     parser.add_argument(
         "--num-threads",
         metavar="N",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quietserve.model.config import SamplingParams
+from quietserve.model.decode import thought_seed
 from quietserve.model.quiet_model import QuietModel
 from quietserve.model.sampling import Draw, sample, sample_thoughts
 
@@ -19,8 +20,13 @@ class Step:
     """What was computed at one position."""
 
     logits: Tensor
-    thought: list[int]
-    weight: float
+    thoughts: list[list[int]]
+    weights: list[float]
+
+    @property
+    def thought(self) -> list[int]:
+        """The only thought; empty where there was none."""
+        return self.thoughts[0] if self.thoughts else []
 
 
 class Reference:
@@ -38,24 +44,38 @@ class Reference:
 
     def step(self, tokens: list[int], params: SamplingParams) -> Step:
         """Think after `tokens` and give the mixed logits of the next one."""
-        model, embed = self.model, self.lm.get_input_embeddings()
-        base = embed(torch.tensor(tokens))
+        base = self.lm.get_input_embeddings()(torch.tensor(tokens))
         h_base = self.hidden(base)
-        if params.thought_depth == 0:
-            return Step(self._logits(h_base), [], 0.0)
+        logits = self._logits(h_base)
+        if params.thought_depth == 0 or self._is_sure(logits, params):
+            return Step(logits, [], [])
+        thoughts = [self._think(base, i, params) for i in range(params.num_thoughts)]
+        weights = [self.model.mixing_head(h_base, h) for _, h in thoughts]
+        mixed = [self._logits((1 - w) * h_base + w * h) for w, (_, h) in zip(weights, thoughts, strict=True)]
+        if len(mixed) > 1:
+            mixed = [torch.stack([logits.double().softmax(-1) for logits in mixed]).mean(0).log().float()]
+        return Step(mixed[0], [thought for thought, _ in thoughts], [float(w) for w in weights])
+
+    def _is_sure(self, logits: Tensor, params: SamplingParams) -> bool:
+        if params.thought_threshold is None:
+            return False
+        probs = logits.softmax(-1)
+        return float(-(probs * probs.clamp(min=1e-30).log()).sum()) < params.thought_threshold
+
+    def _think(self, base: Tensor, index: int, params: SamplingParams) -> tuple[list[int], Tensor]:
+        """One thought after a text, and the hidden state behind its END."""
+        model, embed = self.model, self.lm.get_input_embeddings()
         thought: list[int] = []
         read = torch.cat([base, model.start_embedding[None]])
         while len(thought) < params.thought_depth:
-            key = (params.seed, len(tokens) - 1, len(thought) + 1)
+            key = (thought_seed(params.seed, index), len(base) - 1, len(thought) + 1)
             logits = self._logits(self.hidden(read))[None]
             token = sample_thoughts(logits, [key], [params.thought_temperature])[0]
             if token in model.stop_ids:
                 break
             thought.append(token)
             read = torch.cat([read, embed(torch.tensor([token]))])
-        h_thought = self.hidden(torch.cat([read, model.end_embedding[None]]))
-        weight = model.mixing_head(h_base, h_thought)
-        return Step(self._logits((1 - weight) * h_base + weight * h_thought), thought, float(weight))
+        return thought, self.hidden(torch.cat([read, model.end_embedding[None]]))
 
     def generate(self, prompt: list[int], params: SamplingParams, eos: frozenset[int]) -> tuple[list[int], list[Step]]:
         """Visible tokens and the steps that gave them."""

@@ -157,7 +157,7 @@ def sample_thoughts(
     loss_BT = _next_nll(model, hidden_BTH, ids_BT) * batch.weights_BT[:, 1:]
     where_BJ = torch.multinomial(loss_BT + 1e-6 * real_BT, positions)
     flights = [
-        Thought(slot, position, cache.lane(lane), depth, model.stop_ids, wants_end=False)
+        Thought(slot, position, cache.lane(lane, depth), depth, model.stop_ids, wants_end=False)
         for slot, places in enumerate(where_BJ.repeat_interleave(thoughts, 1).tolist())
         for lane, position in enumerate(places)
     ]

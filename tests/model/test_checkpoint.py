@@ -142,8 +142,8 @@ def test_the_public_layout_loads_as_it_is(head: str, tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=1, temperature=0, thought_temperature=0, thought_depth=5, logprobs=20)
     token = generate(engine, [text], params)[0].tokens[0]
     mixed, thought = by_hand(tmp_path, extra, text, 5)
-    assert token.thought is not None
-    assert list(token.thought.token_ids) == thought
+    assert len(token.thoughts) == 1
+    assert list(token.thoughts[0].token_ids) == thought
     expected = mixed.log_softmax(-1)
     for number, value in token.top_logprobs:
         assert value == pytest.approx(float(expected[number]), abs=2e-3)

@@ -37,7 +37,7 @@ def thoughts_everywhere(
     model: QuietModel, cache: Cache, texts: list[list[int]], depth: int, seed: int
 ) -> list[Thought]:
     return [
-        Thought(slot, i, cache.lane(i), depth, model.stop_ids, seed)
+        Thought(slot, i, cache.lane(i, depth), depth, model.stop_ids, seed)
         for slot, text in enumerate(texts)
         for i in range(len(text))
     ]
@@ -57,7 +57,7 @@ def test_thinking_everywhere_at_once_is_thinking_one_by_one(texts: list[list[int
             assert thought.tokens == slow.thought
             mixed, weight = MODEL.mix(hidden[thought.slot][thought.position], thought.hidden)
             torch.testing.assert_close(MODEL.logits(mixed), slow.logits, atol=2e-4, rtol=1e-4)
-            assert float(weight) == pytest.approx(slow.weight, abs=1e-4)
+            assert float(weight) == pytest.approx(slow.weights[0], abs=1e-4)
 
 
 @settings(max_examples=25)

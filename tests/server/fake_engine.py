@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from quietserve.model.config import QuietConfig
-from quietserve.model.decode import Progress, ThoughtRecord, Token
+from quietserve.model.progress import Progress, ThoughtRecord, Token
 from quietserve.model.tokens import TextStream, Tokens
 from quietserve.server.scheduler import Attempt, EngineClosedError, Ticket
 
@@ -54,6 +54,7 @@ class FakeEngine:
     answer: Callable[[Attempt], str] = default_answer
     max_model_len: int = 200
     max_thought_depth: int = 16
+    max_num_thoughts: int = 8
     quiet: QuietConfig | None = field(default_factory=lambda: QuietConfig(thought_depth=8, thought_temperature=0.5))
     capacity: int = 272
     pace_s: float = 0.0
@@ -113,13 +114,15 @@ class FakeEngine:
                 return
         ids = [*self.tokens.encode(self.answer(attempt)), EOS]
         for i, id_ in enumerate(ids):
-            thought = self._thought(i) if params.thought_depth else None
-            token = self._token(id_, i, params.logprobs, thought)
+            thoughts = (self._thought(i),) * params.num_thoughts if params.thought_depth else ()
+            token = self._token(id_, i, params.logprobs, thoughts)
             text = "" if id_ == EOS else stream.add(id_)
             reason = "stop" if id_ == EOS or stream.stopped else "length" if i + 1 == params.max_tokens else None
             if reason:
                 text += stream.finish()
-            yield Progress(text, [token], [], reason, len(thought.token_ids) if thought else 0)
+            yield Progress(
+                text, [token], [], reason, num_thought_tokens=sum(len(thought.token_ids) for thought in thoughts)
+            )
             if reason:
                 return
 
@@ -130,15 +133,15 @@ class FakeEngine:
     def _id(self, char: str) -> int:
         return self.tokens.encode(char)[0]
 
-    def _token(self, id_: int, i: int, count: int | None, thought: ThoughtRecord | None = None) -> Token:
+    def _token(self, id_: int, i: int, count: int | None, thoughts: tuple[ThoughtRecord, ...] = ()) -> Token:
         """Every fourth token was not the likeliest."""
         if count is None:
-            return Token(id_, thought=thought)
+            return Token(id_, thoughts=thoughts)
         logprob = -0.125 - i / 64 - (2 if i % 4 == 3 else 0)
         likelier = [(self._id("z"), -0.0625)] if i % 4 == 3 else []
         others = [(self._id("A") + k, -3.0 - k) for k in range(20)]
         own = [] if likelier else [(id_, logprob)]
-        return Token(id_, logprob, tuple([*likelier, *own, *others][:count]), thought)
+        return Token(id_, logprob, tuple([*likelier, *own, *others][:count]), thoughts)
 
 
 @dataclass

@@ -31,7 +31,7 @@ class Books:
 
     def decided(self, ticket: Ticket, num_visible: int, seconds_since_last: float | None) -> None: ...
 
-    def forward(self, num_rows: int, seconds: float) -> None:
+    def forward(self, num_rows: int, seconds: float, in_flight: int) -> None:
         self.forwards += 1
 
     def finished(self, ticket: Ticket) -> None:
@@ -83,14 +83,20 @@ def test_sixteen_at_once_get_what_each_gets_alone() -> None:
 def test_a_cancelled_ticket_ends_as_abort_and_frees_its_slot_within_one_forward() -> None:
     async def work(engine: Engine, books: Books) -> None:
         ticket = engine.submit([Attempt((5, 6), LONG)])[0]
+        right, begun_in_vain = engine._decoder.step, []
+
+        def step(decodings: Any) -> Any:
+            begun_in_vain.append(ticket.cancelled)
+            return right(decodings)
+
+        engine._decoder.step = step
         results = engine.results(ticket)
         await anext(results)
-        forwards = books.forwards
         engine.cancel(ticket)
         async for news in results:
             last = news
         assert last.finish_reason == "abort"
-        assert books.forwards - forwards <= 2  # the one under way, and the one its token came from
+        assert sum(begun_in_vain) <= 1  # one that was about to begin
         engine.cancel(ticket)  # again: nothing happens
 
     assert run(work, max_num_seqs=1).ended == ["abort"]
@@ -117,14 +123,15 @@ def test_a_reader_that_vanishes_keeps_nothing_alive() -> None:
     assert run(work).ended == ["abort"] * 3
 
 
-def test_a_failed_forward_ends_its_tickets_and_the_engine_goes_on() -> None:
+def test_a_failed_step_ends_its_tickets_and_the_engine_goes_on() -> None:
     async def work(engine: Engine, books: Books) -> None:
         right = engine._decoder.step
 
         def broken(decodings: Any) -> Any:
             engine._decoder.step = right
-            engine._decoder.cache.values[0].fill_(torch.nan)
-            raise RuntimeError("out of memory, say")
+            for decoding in decodings:
+                engine._decoder.cache.values[0][decoding.slot] = torch.nan
+            raise RuntimeError("a bug of ours")
 
         engine._decoder.step = broken
         for ticket in engine.submit([Attempt((5,), LONG), Attempt((6,), LONG)]):
@@ -134,13 +141,36 @@ def test_a_failed_forward_ends_its_tickets_and_the_engine_goes_on() -> None:
         assert len((await collect(engine, after)).tokens) == 4
         assert engine.healthy
 
-    assert run(work).ended == ["error", "error", "length"]
+    assert run(work, max_num_seqs=2).ended == ["error", "error", "length"]
+
+
+def test_who_makes_a_forward_fail_ends_alone() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        right = engine._decoder.model.run
+
+        def run_rows(rows: Any, cache: Any) -> torch.Tensor:
+            if 99 in rows.tokens:
+                raise torch.OutOfMemoryError("this one is too much")
+            return right(rows, cache)
+
+        engine._decoder.model.run = run_rows
+        try:
+            params = SamplingParams(max_tokens=5, thought_depth=2, ignore_eos=True, logit_bias={99: -100.0})
+            first, guilty, last = engine.submit([Attempt(prompt, params) for prompt in ((5,), (99,), (6,))])
+            with pytest.raises(EngineError, match="failed on this request"):
+                await collect(engine, guilty)
+            for ticket in (first, last):
+                assert len((await collect(engine, ticket)).tokens) == 5
+        finally:
+            engine._decoder.model.run = right
+
+    assert sorted(run(work).ended) == ["error", "length", "length"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_the_device_thread_dies_every_ticket_still_ends() -> None:
     async def work(engine: Engine, books: Books) -> None:
-        def broken(num_rows: int, seconds: float) -> None:
+        def broken(num_rows: int, seconds: float, in_flight: int) -> None:
             raise RuntimeError("a bug of ours")
 
         books.forward = broken

@@ -22,10 +22,12 @@ def run(metrics: Metrics, made: Ticket, reason: str = "stop") -> None:
     metrics.admitted(made)
     made.timing.first_token, made.timing.first_output = 101.0, 102.0
     made.num_output_tokens, made.num_thought_tokens = 1, 4
+    made.counts.reused, made.counts.accepted = 2, 1
     metrics.decided(made, 1, None)
     made.num_output_tokens, made.num_thought_tokens = 3, 9
     metrics.decided(made, 2, 0.5)
     made.num_thought_tokens, made.finish_reason = 10, reason
+    made.counts.forwards, made.counts.accepted, made.counts.rejected, made.counts.dropped = 6, 2, 1, 3
     made.timing.finished, made.timing.thought_s = 104.0, 2.5
     metrics.finished(made)
 
@@ -52,7 +54,21 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
     assert value(metrics, "generation_tokens_total", kind="visible") == 3
     assert value(metrics, "generation_tokens_total", kind="thought") == 10
     assert value(metrics, "request_params_thought_depth_sum") == 4
+    assert value(metrics, "prefix_cache_queries_total") == 3
+    assert value(metrics, "prefix_cache_hits_total") == 2
+    assert value(metrics, "forwards_per_token_sum", thinking="fixed") == 2
+    for outcome, count in {"accepted": 2, "rejected": 1, "dropped": 3}.items():
+        assert value(metrics, "speculative_tokens_total", outcome=outcome) == count
     assert value(metrics, "requests_finished_total", endpoint="chat", finished_reason="stop") == 1
+
+
+def test_what_adaptive_requests_decide_is_counted(metrics: Metrics) -> None:
+    made = Ticket(Attempt((1, 2, 3), SamplingParams(thought_depth=4, thought_threshold=0.5), "chat"))
+    made.counts.thought, made.counts.skipped = 3, 5
+    run(metrics, made)
+    assert value(metrics, "adaptive_positions_total", decision="thought") == 3
+    assert value(metrics, "adaptive_positions_total", decision="skipped") == 5
+    assert value(metrics, "e2e_request_latency_seconds_count", thinking="adaptive") == 1
 
 
 def test_the_books_balance(metrics: Metrics) -> None:
@@ -91,13 +107,14 @@ def test_replies_are_counted_by_route_and_never_by_address(client: Client, metri
 def test_gauges(metrics: Metrics) -> None:
     metrics.describe_model("float32", "cpu", model_bytes=5, kv_cache_bytes=7)
     metrics.gauges(2, 3)
-    metrics.forward(40, 0.01)
+    metrics.forward(40, 0.01, in_flight=7)
     assert value(metrics, "num_requests_running") == 2
     assert value(metrics, "num_requests_waiting") == 3
     assert value(metrics, "model_memory_bytes") == 5
     assert value(metrics, "kv_cache_bytes") == 7
     assert value(metrics, "model_info", dtype="float32", device="cpu") == 1
     assert value(metrics, "batch_rows_sum") == 40
+    assert value(metrics, "pipeline_depth") == 7
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

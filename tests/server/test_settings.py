@@ -25,13 +25,16 @@ def test_every_field_is_a_flag() -> None:
         "max-num-queued-reqs": "0",
         "default-thought-depth": "3",
         "max-thought-depth": "5",
+        "max-num-thoughts": "4",
+        "max-num-batched-tokens": "32",
+        "pipeline-depth": "6",
         "num-threads": "7",
         "shutdown-timeout": "1.5",
         "log-level": "error",
     }
-    argv = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    argv = [part for name, value in flags.items() for part in (f"--{name}", value)] + ["--no-prefix-caching"]
     told = Settings.from_args(["folder", *argv])
-    assert told == Settings("folder", "::1", 0, "m", "bfloat16", "cpu", 64, 2, 0, 3, 5, 7, 1.5, "error")
+    assert told == Settings("folder", "::1", 0, "m", "bfloat16", "cpu", 64, 2, 0, 3, 5, 4, 32, 6, False, 7, 1.5, "error")
     assert all(value != getattr(Settings(), name) for name, value in vars(told).items())
 
 

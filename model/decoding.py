@@ -1,0 +1,173 @@
+"""The state of one attempt: what is decided, what is drafted behind it, and the positions on their way to a decision."""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .config import SamplingParams
+from .progress import Counts
+from .thoughts import Rows, Thought
+from .tokens import TextStream, Tokens
+
+
+@dataclass(slots=True, eq=False)
+class Position:
+    """A position on its way to the decision of the token behind it."""
+
+    number: int
+    thoughts: list[Thought] | None = None  # None: not begun, for want of lanes; empty: decided without a thought
+    lanes: list[int] = field(default_factory=list)  # the scratch strips its thoughts hold
+    base: Tensor | None = None  # hidden state of its token, [H]
+
+    @property
+    def fresh(self) -> bool:
+        """It has read START and nothing behind it."""
+        return bool(self.thoughts) and not any(thought.tokens or thought.ended for thought in self.thoughts or ())
+
+    @property
+    def ended(self) -> bool:
+        """It thinks no more: it can be decided once all older ones are."""
+        return self.thoughts is not None and all(thought.ended for thought in self.thoughts)
+
+    def skip(self) -> None:
+        """Decide without a thought after all."""
+        for thought in self.thoughts or ():
+            thought.ended = True
+        self.thoughts = []
+
+
+class Decoding:
+    """One attempt in a slot.
+
+    `tokens` holds the prompt, what has been decided, and drafts: guesses of the tokens behind, which are read and thought
+    after before it is known whether they will stand. A wrong one is replaced and all behind it forgotten, which shortens
+    lists and moves `cached` back; nothing is copied.
+    """
+
+    def __init__(
+        self, slot: int, prompt: Sequence[int], params: SamplingParams, tokens: Tokens, num_lanes: int
+    ) -> None:
+        self.slot = slot
+        self.params = params
+        self.tokens = list(prompt)
+        self.num_prompt = len(prompt)
+        self.cached = 0  # base columns written: those of tokens[:cached]
+        self.filled = False  # it was seen what other slots hold of its tokens
+        self.next_position = 0 if params.prompt_logprobs is not None else len(prompt) - 1  # the next one to decide
+        self.flight: deque[Position] = deque()  # the next one to decide and those behind it
+        self.text = TextStream(tokens, context=prompt)
+        self.finish_reason: str | None = None
+        self.thinking = False  # a thought took part in the last forward
+        self.counts = Counts()
+        self._num_lanes = num_lanes
+        self._free_lanes = list(range(num_lanes))
+
+    @property
+    def end(self) -> int:
+        """Positions before this one are to be decided: the last token asked for is never read."""
+        return self.num_prompt - 1 + self.params.max_tokens
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to decide: no token to generate, and none in the prompt to score."""
+        return self.next_position >= self.end
+
+    @property
+    def unread(self) -> int:
+        """Tokens whose keys and values are not in the cache."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def num_thinking(self) -> int:
+        """Positions whose thoughts go on."""
+        return sum(not position.ended for position in self.flight)
+
+    @property
+    def num_drafts(self) -> int:
+        """Tokens that are guesses so far."""
+        return len(self.tokens) - max(self.num_prompt, self.next_position + 1)
+
+    def scores(self, position: Position) -> bool:
+        """The token behind a position is the prompt's: it is scored, not chosen."""
+        return position.number < self.num_prompt - 1
+
+    def read(self, rows: Rows, most: int) -> range:
+        """Add rows for the next tokens, and the positions that can be decided once they are read; returns the row numbers."""
+        span = rows.add_base(self.slot, self.tokens[self.cached : self.cached + most], self.cached)
+        first, readable = self.next_position + len(self.flight), min(self.cached + len(span), self.end)
+        self.flight.extend(Position(number) for number in range(first, readable))
+        return span
+
+    def keep(self, span: range, hidden_NH: Tensor) -> None:
+        """The tokens that `read` added have been read: keep the hidden states that decisions will need."""
+        for position in reversed(self.flight):
+            if position.number < self.cached:
+                break
+            # a view would keep all rows alive
+            position.base = hidden_NH[span[position.number - self.cached]].clone()
+        self.cached += len(span)
+        self.counts.forwards += self.cached >= self.num_prompt
+
+    def take_lanes(self, count: int) -> list[int]:
+        """The lowest free lanes; none where there are not enough."""
+        if len(self._free_lanes) < count:
+            return []
+        return [heapq.heappop(self._free_lanes) for _ in range(count)]
+
+    def free_lanes(self) -> None:
+        """Take back the lanes of positions that think no more."""
+        for position in self.flight:
+            if position.lanes and position.ended:
+                for lane in position.lanes:
+                    heapq.heappush(self._free_lanes, lane)
+                position.lanes = []
+
+    def decide(self, token: int) -> bool | None:
+        """The token behind the oldest position. A draft that says otherwise goes, with all that was built on it.
+
+        Returns whether the draft was right; None where there was none.
+        """
+        self.next_position += 1
+        self.flight.popleft()
+        if len(self.tokens) > self.next_position:
+            if self.tokens[self.next_position] == token:
+                self.counts.accepted += 1
+                return True
+            self.counts.rejected += 1
+            self.counts.dropped += len(self.tokens) - self.next_position - 1
+            self._forget(self.next_position)
+            self.tokens.append(token)
+            return False
+        self.tokens.append(token)
+        return None
+
+    def score(self) -> int:
+        """The prompt's token behind the oldest position."""
+        self.next_position += 1
+        self.flight.popleft()
+        return self.tokens[self.next_position]
+
+    def finish(self, reason: str) -> None:
+        """End here; drafts are forgotten."""
+        self.finish_reason = reason
+        self._forget(len(self.tokens) - self.num_drafts)
+
+    def rewind(self) -> None:
+        """Forget all that is in flight: the next forward goes on from what is decided, with the same result."""
+        self._forget(len(self.tokens) - self.num_drafts)
+        self.cached = min(self.cached, self.next_position)
+
+    def move(self, slot: int) -> None:
+        """Go on in another slot, which holds nothing of this attempt yet."""
+        self.rewind()
+        self.slot, self.cached, self.filled = slot, 0, False
+
+    def _forget(self, length: int) -> None:
+        """Keep the first tokens only, and nothing in flight."""
+        del self.tokens[length:]
+        self.cached = min(self.cached, length)
+        self.flight.clear()
+        self._free_lanes = list(range(self._num_lanes))
