@@ -132,9 +132,7 @@ class Decoder:
             return []
         try:
             return self._forward(decodings)
-        except Exception as error:
-            for decoding in decodings:
-                decoding.rewind()
+        except Exception as error:  # up to its last lines a forward changes nothing that a second one would not find again
             if len(decodings) == 1:
                 logger.exception("a forward failed; its attempt ends")
                 return [(decodings[0], self._fail(decodings[0], error))]

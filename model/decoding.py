@@ -155,14 +155,9 @@ class Decoding:
         self.finish_reason = reason
         self._forget(len(self.tokens) - self.num_drafts)
 
-    def rewind(self) -> None:
-        """Forget all that is in flight: the next forward goes on from what is decided, with the same result."""
-        self._forget(len(self.tokens) - self.num_drafts)
-        self.cached = min(self.cached, self.next_position)
-
     def move(self, slot: int) -> None:
-        """Go on in another slot, which holds nothing of this attempt yet."""
-        self.rewind()
+        """Go on in another slot, from what is decided: nothing of this attempt has been read there."""
+        self._forget(len(self.tokens) - self.num_drafts)
         self.slot, self.cached, self.filled = slot, 0, False
 
     def _forget(self, length: int) -> None:

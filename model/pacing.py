@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .decoding import Decoding
 
 _PRIOR_ACCEPTANCE = 0.9
+_SURE = 0.999  # the model has no end where every draft is right
 _MEMORY = 200  # decisions, and forwards of one size, that the running means look back on
 _REFRESH = 32  # forwards between two choices for the same batch
 
@@ -24,20 +25,20 @@ def forwards_per_token(depth: int, in_flight: int, acceptance: float) -> float:
     bursts of `in_flight`, one a forward, a burst every depth + 1 forwards, until a draft is wrong again. At in_flight = 1
     this is depth + 1, at depth + 1 it is 1 + (1 - a) depth.
     """
+    acceptance = min(acceptance, _SURE)
     return (1 - acceptance) * _run(depth + 1, min(in_flight, depth + 1), acceptance)
 
 
 def rows_in_flight(depth: int, in_flight: int, acceptance: float) -> float:
     """Expected number of thinking positions in a forward: fewer than `in_flight` while the pipeline fills."""
-    in_flight = min(in_flight, depth + 1)
+    in_flight, acceptance = min(in_flight, depth + 1), min(acceptance, _SURE)
     return max(1.0, in_flight - in_flight * (in_flight - 1) / (2 * _run(depth + 1, in_flight, acceptance)))
 
 
 def _run(length: int, in_flight: int, acceptance: float) -> float:
     """Expected forwards from one wrong draft to the next; decision k comes after
     length (1 + k // in_flight) + k % in_flight of them, and is the wrong one with probability (1 - a) a^k."""
-    a = min(max(acceptance, 0.0), 0.999)
-    powers = [a**k for k in range(in_flight + 1)]
+    powers = [acceptance**k for k in range(in_flight + 1)]
     burst = powers[in_flight]
     within = sum(k * powers[k] for k in range(in_flight)) / sum(powers[:in_flight])
     return length + length * burst / (1 - burst) + within

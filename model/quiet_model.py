@@ -61,6 +61,8 @@ class QuietModel(nn.Module):
     def run(self, rows: Rows, cache: Cache) -> Tensor:
         """One forward over rows of any slots, through the cache: hidden states [N, H]."""
         device = self.backbone.device
+        if not len(rows):  # a forward that failed behind this point is made good without reading anything twice
+            return torch.zeros(0, self.backbone.hidden_size, dtype=self.backbone.dtype, device=device)
         tokens = torch.tensor([rows.tokens], device=device)
         positions = torch.tensor([rows.positions], device=device)
         return self(tokens, positions, cache.attend(rows))[0]

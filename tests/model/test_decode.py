@@ -1,6 +1,8 @@
 """Decoding many attempts at once against decoding each alone, the slow way: the same tokens, whatever shares the batch."""
 
+import copy
 import math
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -12,17 +14,23 @@ from hypothesis import strategies as st
 import tiny
 from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
-from quietserve.model.decode import Decoder, Generation, generate
+from quietserve.model.decode import Decoder, generate
+from quietserve.model.decoding import Decoding
+from quietserve.model.progress import Counts, Generation
+from quietserve.model.thoughts import Rows
 from quietserve.model.tokens import Tokens
 from reference import Reference
 
 TOKENS = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
-MODELS = {stops: tiny.quiet_model(stops=stops) for stops in ("", "aeiou")}
-REFERENCES = {stops: Reference(model) for stops, model in MODELS.items()}
+KINDS = ["", "aeiou", "steady"]  # thoughts that end at no token, at vowels; thoughts that seldom change what is said
+MODELS = {kind: tiny.quiet_model(stops=kind if kind == "aeiou" else "") for kind in [*KINDS, "unmoved"]}
+for kind, weight in (("steady", 0.1), ("unmoved", 0.0)):
+    MODELS[kind].mixing_head.layers[-1].weight *= weight
+REFERENCES = {kind: Reference(model) for kind, model in MODELS.items()}
 
 
-def decoder(stops: str = "", slots: int = 4, lanes: int | None = None, **settings: Any) -> Decoder:
-    model = MODELS[stops]
+def decoder(kind: str = "", slots: int = 4, lanes: int | None = None, **settings: Any) -> Decoder:
+    model = MODELS[kind]
     return Decoder(model, TOKENS, Cache(model.backbone, slots, max_len=64, max_depth=6, lanes=lanes), **settings)
 
 
@@ -41,7 +49,7 @@ def params(draw: st.DrawFn) -> SamplingParams:
         thought_depth=draw(st.integers(0, 6)),
         thought_temperature=warmth,
         num_thoughts=draw(st.integers(1, 3)),
-        thought_threshold=draw(st.sampled_from([None, None, 2.0])),
+        thought_threshold=draw(st.sampled_from([None, None, 4.5])),
         logprobs=draw(st.sampled_from([None, 3])),
     )
 
@@ -66,9 +74,9 @@ def decoders(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def check(result: Generation, prompt: list[int], wanted: SamplingParams, stops: str) -> None:
+def check(result: Generation, prompt: list[int], wanted: SamplingParams, kind: str) -> None:
     """A result is what the slow loop gives."""
-    output, steps = REFERENCES[stops].generate(prompt, wanted, TOKENS.eos_ids)
+    output, steps = REFERENCES[kind].generate(prompt, wanted, TOKENS.eos_ids)
     assert [token.id for token in result.tokens] == output
     assert result.text == TOKENS.decode(output)
     assert result.finish_reason == ("stop" if output[-1] in TOKENS.eos_ids else "length")
@@ -80,23 +88,45 @@ def check(result: Generation, prompt: list[int], wanted: SamplingParams, stops: 
             assert token.logprob == pytest.approx(float(step.logits.log_softmax(-1)[token.id]), abs=1e-3)
 
 
-@settings(max_examples=60)
-@given(attempts(), st.sampled_from(["", "aeiou"]), decoders())
+@settings(max_examples=40)
+@given(attempts(), st.sampled_from(KINDS), decoders())
 def test_a_batch_decodes_each_attempt_as_if_it_were_alone(
-    batch: list[tuple[list[int], SamplingParams]], stops: str, setup: dict[str, Any]
+    batch: list[tuple[list[int], SamplingParams]], kind: str, setup: dict[str, Any]
 ) -> None:
     prompts, wanted = [prompt for prompt, _ in batch], [params for _, params in batch]
-    for result, prompt, params in zip(generate(decoder(stops, **setup), prompts, wanted), prompts, wanted, strict=True):
-        check(result, prompt, params, stops)
+    for result, prompt, params in zip(generate(decoder(kind, **setup), prompts, wanted), prompts, wanted, strict=True):
+        check(result, prompt, params, kind)
 
 
-@settings(max_examples=40)
-@given(attempts(), st.sampled_from(["", "aeiou"]), decoders(), st.integers(0, 2**32))
+def make_fail(engine: Decoder, random: Random) -> None:
+    """Let any part of a forward of several attempts fail now and then."""
+    engine.model, right, together = copy.copy(engine.model), engine._forward, [False]
+
+    def forward(decodings: Sequence[Decoding]) -> Any:
+        together[0] = len(decodings) > 1
+        return right(decodings)
+
+    def failing(part: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            if together[0] and random.random() < 0.03:
+                raise torch.OutOfMemoryError
+            return part(*given)
+
+        return run
+
+    engine._forward = forward
+    for name in ("run", "logits", "mix"):
+        setattr(engine.model, name, failing(getattr(engine.model, name)))
+
+
+@settings(max_examples=30)
+@given(attempts(), st.sampled_from(KINDS), decoders(), st.integers(0, 2**32))
 def test_whatever_the_schedule_does_an_attempt_decides_the_same(
-    batch: list[tuple[list[int], SamplingParams]], stops: str, setup: dict[str, Any], seed: int
+    batch: list[tuple[list[int], SamplingParams]], kind: str, setup: dict[str, Any], seed: int
 ) -> None:
-    """Attempts come late, are held back, lose their slots, are cancelled, and share forwards with whom it may be."""
-    engine, random = decoder(stops, **setup), Random(seed)
+    """Attempts come late, are held back, lose their slots, are cancelled; forwards fail half-way and are repeated."""
+    engine, random = decoder(kind, **setup), Random(seed)
+    make_fail(engine, random)
     waiting = [(prompt, params, Generation(), None) for prompt, params in batch]
     running: dict[int, tuple[Any, ...]] = {}
     ended = []
@@ -121,7 +151,7 @@ def test_whatever_the_schedule_does_an_attempt_decides_the_same(
             if news.finish_reason:
                 ended.append(running.pop(decoding.slot))
     for prompt, params, result, _ in ended:
-        check(result, prompt, params, stops)
+        check(result, prompt, params, kind)
 
 
 @settings(max_examples=20)
@@ -171,6 +201,132 @@ def test_a_thought_that_ends_itself_costs_one_forward_more_than_its_tokens_too()
     lengths = [len(thought.token_ids) for token in result.tokens for thought in token.thoughts]
     assert min(lengths) < 6, "the case is pointless if no thought ended itself"
     assert forwards == sum(length + 1 for length in lengths)
+
+
+def forwards_of(engine: Decoder, params: SamplingParams) -> tuple[int, Decoding]:
+    decoding = engine.start(0, [5, 6, 7], params)
+    forwards = 0
+    while decoding.finish_reason is None:
+        engine.step([decoding])
+        forwards += 1
+    return forwards, decoding
+
+
+@pytest.mark.parametrize(("in_flight", "bursts"), [(1, 20), (2, 10), (3, 7), (4, 5), (5, 4)])
+def test_right_drafts_fill_the_pipeline(in_flight: int, bursts: int) -> None:
+    """Where thoughts change nothing, D positions end in every t + 1 forwards; with all t + 1 in flight, one in each."""
+    params = SamplingParams(max_tokens=20, thought_depth=4, temperature=0, ignore_eos=True)
+    forwards, decoding = forwards_of(decoder("unmoved", pipeline_depth=in_flight), params)
+    last = 20 - (bursts - 1) * in_flight  # positions of the last burst
+    assert forwards == decoding.counts.forwards == bursts * (4 + 1) + last - 1
+    drafts = 0 if in_flight == 1 else 19
+    assert (decoding.counts.accepted, decoding.counts.rejected) == (drafts, 0)
+
+
+def test_forwards_are_one_a_token_and_a_thought_for_each_wrong_draft() -> None:
+    params = SamplingParams(max_tokens=40, thought_depth=4, ignore_eos=True, seed=3)
+    forwards, decoding = forwards_of(decoder(), params)
+    counts = decoding.counts
+    assert min(counts.accepted, counts.rejected) > 0, "the case is pointless unless some are right and some wrong"
+    last_was_wrong = counts.accepted + counts.rejected  # the last token is decided and never drafted from
+    assert last_was_wrong == 39
+    assert forwards == 40 + 4 * (1 + counts.rejected)
+
+
+def test_depth_does_not_change_a_token() -> None:
+    """The promise in one line: sequential, full and everything between decide the same, greedily and by chance."""
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_tokens=20, thought_depth=6, temperature=temperature, ignore_eos=True, seed=8)
+        texts = {generate(decoder(pipeline_depth=d), [[9, 8]], params)[0].text for d in (1, 2, 3, 4, 5, 6, 7, None)}
+        assert len(texts) == 1
+
+
+def test_an_adaptive_attempt_thinks_where_it_is_unsure() -> None:
+    def counts(threshold: float | None) -> Counts:
+        params = SamplingParams(max_tokens=12, thought_depth=3, thought_threshold=threshold, ignore_eos=True)
+        return forwards_of(decoder(), params)[1].counts
+
+    assert (counts(0.0).thought, counts(0.0).skipped) == (12, 0)
+    assert (counts(99.0).thought, counts(99.0).skipped) == (0, 12)
+    assert counts(99.0).forwards == 12
+    assert 0 < counts(4.5).skipped < 12
+
+
+def test_a_forward_that_fails_is_repeated_by_halves_and_only_the_guilty_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = decoder("aeiou")
+    params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True, logit_bias={99: -100.0})
+    prompts = [[5, 6], [7, 99], [8, 8], [9, 9]]
+    expected = [generate(decoder("aeiou"), [prompt], params)[0].text for prompt in prompts]
+    right = engine.model.run
+
+    def run(rows: Rows, cache: Cache) -> torch.Tensor:
+        if 99 in rows.tokens:
+            raise torch.OutOfMemoryError("this prompt is too much")
+        return right(rows, cache)
+
+    monkeypatch.setattr(engine.model, "run", run)
+    decodings = [engine.start(slot, prompt, params) for slot, prompt in enumerate(prompts)]
+    results = dict.fromkeys(decodings, "")
+    while running := [d for d in decodings if d.finish_reason is None]:
+        for decoding, news in engine.step(running):
+            results[decoding] += news.text
+            assert (news.error is not None) == (decoding is decodings[1])
+    assert [d.finish_reason for d in decodings] == ["length", "error", "length", "length"]
+    assert [text for i, text in enumerate(results.values()) if i != 1] == [expected[0], *expected[2:]]
+
+
+def test_a_forward_too_large_for_memory_is_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = decoder("aeiou")
+    params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True)
+    prompts = [[5, 6], [7, 7], [8, 8], [9, 9]]
+    expected = [result.text for result in generate(decoder("aeiou"), prompts, params)]
+    right = engine.model.run
+
+    def run(rows: Rows, cache: Cache) -> torch.Tensor:
+        if len(rows) > 9:
+            raise torch.OutOfMemoryError("too many rows")
+        return right(rows, cache)
+
+    monkeypatch.setattr(engine.model, "run", run)
+    assert [result.text for result in generate(engine, prompts, params)] == expected
+
+
+def test_numbers_that_are_none_end_their_own_attempt_only() -> None:
+    engine = decoder()
+    params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True)
+    expected = generate(decoder(), [[7, 7]], params)[0].text
+    broken, whole = engine.start(0, [5, 6], params), engine.start(1, [7, 7], params)
+    engine.step([broken, whole])
+    engine.cache.keys[0][0] = torch.nan
+    result = Generation()
+    while whole.finish_reason is None:
+        for decoding, news in engine.step([d for d in (broken, whole) if d.finish_reason is None]):
+            if decoding is broken:
+                assert isinstance(news.error, FloatingPointError)
+            else:
+                result.add(news)
+    assert (broken.finish_reason, result.text) == ("error", expected)
+    assert generate(engine, [[7, 7]], params)[0].text == expected, "the slot is clean again"
+
+
+def test_offline_a_failed_forward_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = decoder()
+    monkeypatch.setattr(engine.model, "run", lambda rows, cache: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(engine, [[5]], SamplingParams(max_tokens=2))
+
+
+def test_a_long_prompt_is_read_in_pieces_beside_running_answers() -> None:
+    engine = decoder(prefill_chunk=8)
+    params = SamplingParams(max_tokens=12, thought_depth=0, temperature=0, ignore_eos=True)
+    running = engine.start(0, [5], params)
+    engine.step([running])
+    late = engine.start(1, [6] * 40, params)
+    for step in range(1, 6):
+        before = len(running.tokens)
+        engine.step([running, late])
+        assert len(running.tokens) == before + 1
+        assert late.cached == 8 * step
 
 
 def test_markers_are_never_chosen_and_never_thought() -> None:

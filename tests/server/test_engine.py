@@ -9,7 +9,8 @@ import torch
 
 import tiny
 from quietserve.model.config import SamplingParams
-from quietserve.model.decode import Generation, generate
+from quietserve.model.decode import generate
+from quietserve.model.progress import Generation
 from quietserve.model.quiet_model import QuietModel
 from quietserve.model.tokens import Tokens
 from quietserve.server.engine import Engine
