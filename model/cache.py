@@ -1,5 +1,6 @@
 """Static keys and values: slots, lasting base columns, scratch columns for thoughts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +11,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from .backbone import Backbone, causal, tolerance
 from .thoughts import Rows, visible
 
+MAX_GAP = 2  # slots may stand this far apart in one group: one without rows costs less than a second product
+
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Slots attended to together: their rows, padded to one width, against one contiguous view of the cache."""
 
     slots: slice
     columns: slice
-    rows_N: Tensor  # which rows of the forward
-    places_N: Tensor  # where they stand in the padded [slots * width]
-    filled: bool  # the rows fill the padded places in order: nothing to move
     mask_SWC: Tensor  # slots, rows a slot, columns
+    rows_N: Tensor | None = None  # which rows of the forward; None: all of them
+    places_N: Tensor | None = None  # where they stand in the padded [slots * width]; None: they fill it in order
 
 
 class Cache:
@@ -41,7 +43,8 @@ class Cache:
     def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int | None = None) -> None:
         self.slots, self.max_len, self.max_depth = slots, max_len, max_depth
         self.scratch = (max_depth + 1 if lanes is None else lanes) * _strip(max_depth)
-        shape = (slots, self.scratch + max_len)
+        self.spare = max_len  # a column that no row may see
+        shape = (slots, self.scratch + max_len + 1)
         new = {"dtype": backbone.dtype, "device": backbone.device}
         self.keys = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
         self.values = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
@@ -73,7 +76,43 @@ class Cache:
 
     def attend(self, rows: Rows) -> "CachedAttention":
         """The attention of one forward over `rows`: masks and places are worked out here, once for all layers."""
-        return CachedAttention(self, rows)
+        device = self.keys[0].device
+        slots_N = np.array(rows.slots)
+        columns_N = np.array(rows.columns) + self.scratch
+        counts_S = np.bincount(slots_N)
+        ranks_N = ranks(slots_N, counts_S)
+        sees_3N = np.array([rows.base, rows.own_from, rows.own])
+        runs = _runs(counts_S)
+        groups = [self._group(slots, counts_S, slots_N, ranks_N, sees_3N, len(runs) == 1) for slots in runs]
+        return CachedAttention(
+            self, torch.from_numpy(slots_N).to(device), torch.from_numpy(columns_N).to(device), groups
+        )
+
+    def _group(
+        self,
+        slots: np.ndarray,
+        counts_S: np.ndarray,
+        slots_N: np.ndarray,
+        ranks_N: np.ndarray,
+        sees_3N: np.ndarray,
+        alone: bool,
+    ) -> Group:
+        device = self.keys[0].device
+        rows_N = np.flatnonzero((slots_N >= slots[0]) & (slots_N <= slots[-1]) & np.isin(slots_N, slots))
+        first, last, width = int(slots[0]), int(slots[-1]), int(counts_S[slots].max())
+        places_N = (slots_N[rows_N] - first) * width + ranks_N[rows_N]
+        padded = np.zeros((3, (last - first + 1) * width), dtype=np.int64)
+        padded[:, places_N] = sees_3N[:, rows_N]
+        low, high = min(0, int(sees_3N[1, rows_N].min())), max(1, int(sees_3N[0, rows_N].max()))
+        base, own_from, own = torch.from_numpy(padded).to(device).view(3, -1, width, 1)
+        filled = np.array_equal(places_N, np.arange(padded.shape[1]))
+        return Group(
+            slots=slice(first, last + 1),
+            columns=slice(self.scratch + low, self.scratch + high),
+            mask_SWC=visible(torch.arange(low, high, device=device), base, own_from, own),
+            rows_N=None if alone else torch.from_numpy(rows_N).to(device),
+            places_N=None if filled else torch.from_numpy(places_N).to(device),
+        )
 
 
 def _strip(depth: int) -> int:
@@ -82,35 +121,17 @@ def _strip(depth: int) -> int:
 
 
 class CachedAttention:
-    """Writes a forward's keys and values to the cache and lets each row see what `visible` says."""
+    """Writes a forward's keys and values to the cache and lets each row see what its group's mask says.
 
-    def __init__(self, cache: Cache, rows: Rows) -> None:
-        self._cache = cache
-        device = cache.keys[0].device
-        slots_N, columns_N = np.array(rows.slots), np.array(rows.columns)
-        self._at_N = torch.from_numpy(slots_N).to(device), torch.from_numpy(columns_N + cache.scratch).to(device)
-        counts_S = np.bincount(slots_N)
-        ranks_N = _ranks(slots_N, counts_S)
-        sees_3N = np.array([rows.base, rows.own_from, rows.own])
-        self._groups = []
-        for slots in _buckets(counts_S):
-            rows_N = np.flatnonzero(np.isin(slots_N, slots))
-            first, last = int(slots[0]), int(slots[-1])
-            width = int(counts_S[slots].max())
-            places_N = (slots_N[rows_N] - first) * width + ranks_N[rows_N]
-            padded = np.zeros((3, (last - first + 1) * width), dtype=np.int64)
-            padded[:, places_N] = sees_3N[:, rows_N]
-            low, high = min(0, int(sees_3N[1, rows_N].min())), max(1, int(sees_3N[0, rows_N].max()))
-            sees = torch.from_numpy(padded).to(device).view(3, -1, width, 1)
-            group = _Group(
-                slots=slice(first, last + 1),
-                columns=slice(cache.scratch + low, cache.scratch + high),
-                rows_N=torch.from_numpy(rows_N).to(device),
-                places_N=torch.from_numpy(places_N).to(device),
-                filled=np.array_equal(places_N, np.arange(padded.shape[1])),
-                mask_SWC=visible(torch.arange(low, high, device=device), *sees),
-            )
-            self._groups.append(group)
+    Args:
+        cache: where to.
+        slots_N: each row's slot.
+        columns_N: its column, counted from the slot's first scratch column.
+        groups: every row is in one of them.
+    """
+
+    def __init__(self, cache: Cache, slots_N: Tensor, columns_N: Tensor, groups: Sequence[Group]) -> None:
+        self._cache, self._at_N, self._groups = cache, (slots_N, columns_N), groups
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Queries [1, heads, N, D] to [1, heads, N, D]."""
@@ -127,7 +148,7 @@ class CachedAttention:
         return out_NhD.transpose(0, 1)[None]
 
 
-def _ranks(slots_N: np.ndarray, counts_S: np.ndarray) -> np.ndarray:
+def ranks(slots_N: np.ndarray, counts_S: np.ndarray) -> np.ndarray:
     """Each row's number among the rows of its slot."""
     order = np.argsort(slots_N, kind="stable")
     ranks_N = np.empty_like(order)
@@ -135,20 +156,27 @@ def _ranks(slots_N: np.ndarray, counts_S: np.ndarray) -> np.ndarray:
     return ranks_N
 
 
-def _buckets(counts_S: np.ndarray) -> list[np.ndarray]:
-    """Slots by how many rows they have, to a power of two: a prefill would otherwise pad its neighbours to its length."""
+def _runs(counts_S: np.ndarray) -> list[np.ndarray]:
+    """Slots attended to together: neighbours, with as many rows to a power of two.
+
+    A prefill would otherwise pad its neighbours to its length, and slots without rows would be attended to for nothing.
+    """
     slots = np.flatnonzero(counts_S)
     powers = np.maximum(np.ceil(np.log2(counts_S[slots])), 3)
-    return [slots[powers == power] for power in np.unique(powers)]
+    runs = []
+    for power in np.unique(powers):
+        alike = slots[powers == power]
+        runs += np.split(alike, np.flatnonzero(np.diff(alike) > MAX_GAP) + 1)
+    return runs
 
 
-def _attend(group: _Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _attend(group: Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Attention of one group's rows; the query heads that share a key are folded into its query rows."""
     slots, width, columns = group.mask_SWC.shape
     num_heads, size = query_NhD.shape[1:]
     kv_heads, share = keys.shape[2], num_heads // keys.shape[2]
     padded = query_NhD
-    if not group.filled:
+    if group.places_N is not None:
         padded = query_NhD.new_zeros(slots * width, num_heads, size)
         padded[group.places_N] = query_NhD
     folded = padded.reshape(slots, width, kv_heads, share, size).permute(0, 2, 3, 1, 4)
@@ -161,7 +189,7 @@ def _attend(group: _Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scal
         scale=scale,
     )
     out = out.view(slots, kv_heads, share, width, size).permute(0, 3, 1, 2, 4).reshape(-1, num_heads, size)
-    return out if group.filled else out[group.places_N]
+    return out if group.places_N is None else out[group.places_N]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor
 from .cache import Cache
 from .config import SamplingParams
 from .decoding import Decoding, Position
+from .graphs import StaticForwards
 from .mixing import average
 from .pacing import Pace
 from .prefixes import Prefixes
@@ -55,6 +56,7 @@ class Decoder:
         pipeline_depth: positions of one attempt that may think at once, where each is a guess about the one before; 1 is
             sequential, None is chosen for each forward by what forwards cost and how often guesses are right.
         reuse_prefixes: an attempt takes over what any slot holds of its prompt.
+        graphs: record forwards as CUDA graphs, on a GPU.
         choose: who picks the tokens of thoughts; seeded noise unless a study wants otherwise.
     """
 
@@ -67,12 +69,14 @@ class Decoder:
         prefill_chunk: int = 256,
         pipeline_depth: int | None = None,
         reuse_prefixes: bool = True,
+        graphs: bool = True,
         choose: Choose | None = None,
     ) -> None:
         self.model, self.tokens, self.cache, self.prefill_chunk = model, tokens, cache, prefill_chunk
         self.pace = Pace(pipeline_depth, may_end=bool(model.stop_ids))
         self.prefixes = Prefixes(cache, reuse_prefixes)
         self.num_rows = 0  # of the last step
+        self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
         self._choose = choose or _choose_thoughts
 
     def start(self, slot: int, prompt: Sequence[int], params: SamplingParams) -> Decoding:
@@ -124,7 +128,7 @@ class Decoder:
             rows = Rows()
             for row in range(size):
                 rows.add_own(row % self.cache.slots, START, 0, -1, 0)
-            self.model.logits(self.model.run(rows, self.cache)).argmax(-1).tolist()
+            self.model.logits(self._run(rows)).argmax(-1).tolist()
             self.pace.times.add(size, time.perf_counter() - begin)
 
     def _step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
@@ -132,7 +136,9 @@ class Decoder:
             return []
         try:
             return self._forward(decodings)
-        except Exception as error:  # up to its last lines a forward changes nothing that a second one would not find again
+        except (
+            Exception
+        ) as error:  # up to its last lines a forward changes nothing that a second one would not find again
             if len(decodings) == 1:
                 logger.exception("a forward failed; its attempt ends")
                 return [(decodings[0], self._fail(decodings[0], error))]
@@ -145,7 +151,7 @@ class Decoder:
         rows = Rows()
         spans = self._read(decodings, rows)
         self.num_rows += len(rows)
-        hidden_NH = self.model.run(rows, self.cache)
+        hidden_NH = self._run(rows)
         for decoding, span in zip(decodings, spans, strict=True):
             decoding.keep(span, hidden_NH)
         due, peeks = self._carry_on(decodings, hidden_NH, in_flight)
@@ -155,6 +161,9 @@ class Decoder:
             self._draft(peek, in_flight)
         self.pace.times.add(len(rows), time.perf_counter() - begin)
         return list(news.items())
+
+    def _run(self, rows: Rows) -> Tensor:
+        return self._graphs.run(rows) if self._graphs else self.model.run(rows, self.cache)
 
     def _read(self, decodings: Sequence[Decoding], rows: Rows) -> list[range]:
         """Add what each attempt reads next; returns the row numbers of its text's tokens."""
