@@ -67,6 +67,7 @@ class Backbone(nn.Module):
             if (value := getattr(lm.config, name, None)) not in neutral:
                 raise ValueError(f"config field {name!r} is {value!r}; only {neutral[-1]!r} is supported")
         self.lm = lm
+        self.body: Callable[[Tensor, Tensor, Attend], Tensor] = self._library_body
         with torch.no_grad():
             self.kv_shapes = self._adopt()
 
@@ -116,13 +117,15 @@ class Backbone(nn.Module):
 
     def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, R, H] after the final norm; `attend` decides what each row sees."""
-        body = self.lm.base_model
-        out = body(inputs_embeds=embeds_BRH, position_ids=positions_BR, use_cache=False, attend=attend)
-        return out.last_hidden_state
+        return self.body(embeds_BRH, positions_BR, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in float32: [..., H] to [..., V]."""
         return self._head(hidden).float()
+
+    def _library_body(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
+        out = self.lm.base_model(inputs_embeds=embeds_BRH, position_ids=positions_BR, use_cache=False, attend=attend)
+        return out.last_hidden_state
 
     def _adopt(self) -> list[tuple[int, int]]:
         """Put our attention in place; learn each layer's (kv_heads, head_dim); compare with the model's own forward."""
