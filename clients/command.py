@@ -10,6 +10,7 @@ SUMMARIES = {
     "serve": "serve a checkpoint over HTTP; the bundled one if none is named",
     "chat": "ask a running server in the terminal",
     "train": "make a checkpoint",
+    "bench": "measure how fast it decodes, beside other ways of doing the same",
     "evaluate": "measure a checkpoint's accuracy at several thought depths",
 }
 

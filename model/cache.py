@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,9 +21,27 @@ class Group:
 
     slots: slice
     columns: slice
-    mask_SWC: Tensor  # slots, rows a slot, columns
+    sees_SWC: Tensor  # bool; slots, rows a slot, columns
     rows_N: Tensor | None = None  # which rows of the forward; None: all of them
     places_N: Tensor | None = None  # where they stand in the padded [slots * width]; None: they fill it in order
+
+    @cached_property
+    def width(self) -> int:
+        """Rows a slot."""
+        return self.sees_SWC.shape[1]
+
+    def mask(self, share: int, dtype: torch.dtype) -> Tensor:
+        """What to add to the scores, for each of the query heads that share a key; made once, for all layers."""
+        if (share, dtype) not in self._masks:
+            slots, width, columns = self.sees_SWC.shape
+            zeros = torch.zeros(slots, 1, share, width, columns, dtype=dtype, device=self.sees_SWC.device)
+            mask = zeros.masked_fill_(~self.sees_SWC[:, None, None], float("-inf"))
+            self._masks[share, dtype] = mask.view(slots, 1, share * width, columns)
+        return self._masks[share, dtype]
+
+    @cached_property
+    def _masks(self) -> dict[tuple[int, torch.dtype], Tensor]:
+        return {}
 
 
 class Cache:
@@ -109,7 +128,7 @@ class Cache:
         return Group(
             slots=slice(first, last + 1),
             columns=slice(self.scratch + low, self.scratch + high),
-            mask_SWC=visible(torch.arange(low, high, device=device), base, own_from, own),
+            sees_SWC=visible(torch.arange(low, high, device=device), base, own_from, own),
             rows_N=None if alone else torch.from_numpy(rows_N).to(device),
             places_N=None if filled else torch.from_numpy(places_N).to(device),
         )
@@ -172,7 +191,7 @@ def _runs(counts_S: np.ndarray) -> list[np.ndarray]:
 
 def _attend(group: Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Attention of one group's rows; the query heads that share a key are folded into its query rows."""
-    slots, width, columns = group.mask_SWC.shape
+    slots, width = group.slots.stop - group.slots.start, group.width
     num_heads, size = query_NhD.shape[1:]
     kv_heads, share = keys.shape[2], num_heads // keys.shape[2]
     padded = query_NhD
@@ -180,12 +199,11 @@ def _attend(group: Group, query_NhD: Tensor, keys: Tensor, values: Tensor, scale
         padded = query_NhD.new_zeros(slots * width, num_heads, size)
         padded[group.places_N] = query_NhD
     folded = padded.reshape(slots, width, kv_heads, share, size).permute(0, 2, 3, 1, 4)
-    mask = group.mask_SWC[:, None].expand(slots, share, width, columns).reshape(slots, 1, share * width, columns)
     out = scaled_dot_product_attention(
         folded.reshape(slots, kv_heads, share * width, size),
         keys[group.slots, group.columns].transpose(1, 2),
         values[group.slots, group.columns].transpose(1, 2),
-        attn_mask=mask,
+        attn_mask=group.mask(share, query_NhD.dtype),
         scale=scale,
     )
     out = out.view(slots, kv_heads, share, width, size).permute(0, 3, 1, 2, 4).reshape(-1, num_heads, size)

@@ -111,7 +111,7 @@ class StaticForwards:
         group = Group(
             slots=slice(0, shape.slots),
             columns=slice(0, scratch + shape.columns),
-            mask_SWC=visible(numbers_C, *sees),
+            sees_SWC=visible(numbers_C, *sees),
         )
         attention = CachedAttention(self._cache, slots, columns + scratch, [group])
         return self._model(tokens[None], positions[None], attention)[0]

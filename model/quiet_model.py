@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from .backbone import Attend, Backbone
 from .cache import Cache
 from .config import QuietConfig
+from .lean import make_lean
+from .linears import Kind, pack
 from .mixing import MixingHead, mix
 from .thoughts import END, START, Rows
 
@@ -44,6 +46,11 @@ class QuietModel(nn.Module):
     def can_think(self) -> bool:
         """It has markers and a mixing head."""
         return self.quiet is not None
+
+    def speed_up(self, kind: Kind = "float") -> None:
+        """Lay the layers out for serving: the model can no longer be trained or saved. `kind` as in `linears.pack`."""
+        make_lean(self.backbone)
+        pack(self, kind)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [..., H] of token ids, START and END."""

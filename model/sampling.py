@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -55,16 +56,22 @@ def sample_thoughts(logits_MV: Tensor, keys: Sequence[tuple[int, ...]], temperat
     if not any(temperatures):
         return logits_MV.argmax(-1).tolist()
     noisy = logits_MV / _warmth(temperatures, logits_MV) + gumbel(keys, logits_MV)
+    if all(temperatures):
+        return noisy.argmax(-1).tolist()
     return torch.where(_column(temperatures, logits_MV) > 0, noisy, logits_MV).argmax(-1).tolist()
 
 
 def gumbel(keys: Sequence[tuple[int, ...]], like_MV: Tensor) -> Tensor:
     """Standard Gumbel noise [M, V] that depends on each row's key alone, the same on every device."""
     roots = torch.tensor([_signed(hash_key(*key)) for key in keys], device=like_MV.device)
-    counters = torch.arange(1, like_MV.shape[-1] + 1, device=like_MV.device) * _signed(_GOLDEN)
-    bits = _scramble(roots[:, None] + counters)
-    uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
-    return -(-uniform.log()).log().to(like_MV.dtype)
+    bits = _scramble(roots[:, None] + _counters(like_MV.shape[-1], like_MV.device))
+    uniform = _shift(bits, 11, bits).double().add_(0.5).mul_(2.0**-53)
+    return uniform.log_().neg_().log_().neg_().to(like_MV.dtype)
+
+
+@lru_cache(maxsize=8)
+def _counters(size: int, device: torch.device) -> Tensor:
+    return torch.arange(1, size + 1, device=device) * _signed(_GOLDEN)
 
 
 def hash_key(*parts: int) -> int:
@@ -132,12 +139,14 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _shift(bits: Tensor, count: int) -> Tensor:
+def _shift(bits: Tensor, count: int, out: Tensor) -> Tensor:
     """Logical right shift of int64."""
-    return (bits >> count) & ((1 << (64 - count)) - 1)
+    return torch.bitwise_right_shift(bits, count, out=out).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _scramble(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift(bits, 30)) * _signed(_MULTIPLIERS[0])
-    bits = (bits ^ _shift(bits, 27)) * _signed(_MULTIPLIERS[1])
-    return bits ^ _shift(bits, 31)
+    """In place: this is done to whole vocabularies for every token."""
+    shifted = torch.empty_like(bits)
+    for count, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        bits.bitwise_xor_(_shift(bits, count, shifted)).mul_(_signed(multiplier))
+    return bits.bitwise_xor_(_shift(bits, 31, shifted))

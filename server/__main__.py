@@ -48,6 +48,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     device = _device(settings.device)
     loaded = load(settings.model or DEFAULT, dtype=settings.dtype, device=device)
     torch.set_num_threads(settings.num_threads or _num_threads(loaded))
+    loaded.model.speed_up("float" if settings.quantization == "none" else settings.quantization)
     name = settings.served_model_name or loaded.name
     metrics = Metrics(name)
     engine = _engine(settings, loaded, metrics)

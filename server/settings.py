@@ -21,6 +21,7 @@ class Settings:
     port: int = 8000  # 0 is any free one
     served_model_name: str | None = None  # None is the checkpoint's own name
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "half", "int8"] = "none"
     device: str = "auto"
     max_model_len: int | None = None  # None is what the checkpoint allows
     max_num_seqs: int = 16
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         "--served-model-name", metavar="NAME", help="what requests call the model (default: the checkpoint's name)"
     )
     parser.add_argument("--dtype", choices=_choices("dtype"), help="of the weights (default: auto)")
+    parser.add_argument(
+        "--quantization",
+        choices=_choices("quantization"),
+        help="on a CPU, hold the layers' weights in float16 or int8: faster, not lossless (default: none)",
+    )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
         "--max-model-len", metavar="N", type=_whole(1), help="longest prompt and answer together, in tokens"

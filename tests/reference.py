@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import thought_seed
@@ -30,11 +31,11 @@ class Step:
 
 
 class Reference:
-    """A copy of a model, with the attention its library gives it."""
+    """A copy of a model, with the attention its library gives it; `lm` where the model's own has been sped up."""
 
-    def __init__(self, model: QuietModel) -> None:
-        self.model = copy.deepcopy(model)
-        self.lm = self.model.backbone.lm
+    def __init__(self, model: QuietModel, lm: PreTrainedModel | None = None) -> None:
+        self.model = copy.deepcopy(model) if lm is None else model
+        self.lm = self.model.backbone.lm if lm is None else copy.deepcopy(lm)
         self.lm.set_attn_implementation("eager")
 
     def hidden(self, embeds_TH: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def test_every_field_is_a_flag() -> None:
         "port": "0",
         "served-model-name": "m",
         "dtype": "bfloat16",
+        "quantization": "int8",
         "device": "cpu",
         "max-model-len": "64",
         "max-num-seqs": "2",
@@ -35,7 +36,7 @@ def test_every_field_is_a_flag() -> None:
     argv = [part for name, value in flags.items() for part in (f"--{name}", value)] + ["--no-prefix-caching"]
     told = Settings.from_args(["folder", *argv])
     assert told == Settings(
-        "folder", "::1", 0, "m", "bfloat16", "cpu", 64, 2, 0, 3, 5, 4, 32, 6, False, 7, 1.5, "error"
+        "folder", "::1", 0, "m", "bfloat16", "int8", "cpu", 64, 2, 0, 3, 5, 4, 32, 6, False, 7, 1.5, "error"
     )
     assert all(value != getattr(Settings(), name) for name, value in vars(told).items())
 

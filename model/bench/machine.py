@@ -1,0 +1,22 @@
+"""What a measurement was made on, with nothing that names the machine or its owner."""
+
+import importlib.util
+import os
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+
+
+def describe(num_threads: int) -> dict[str, Any]:
+    """Plain JSON values; two measurements may stand in one table only if these are the same."""
+    has_llama = importlib.util.find_spec("xllamacpp") is not None
+    return {
+        "cores": os.cpu_count(),
+        "threads": num_threads,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "xllamacpp": version("xllamacpp") if has_llama else None,
+    }
