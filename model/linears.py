@@ -50,7 +50,7 @@ class PackedLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     max_error = 1e-5  # of a float32 product's size
-    min_outputs, min_size = 256, 1 << 16  # below them the call costs more than the layout gains
+    min_outputs, min_size = 128, 1 << 15  # below them the call costs more than the layout gains
 
     def __init__(self, plain: nn.Linear, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -138,6 +138,7 @@ class Int8Linear(PackedLinear):
     """The weight in int8, one scale an output; each row of inputs is quantised by itself, so that its neighbours do not count."""
 
     max_error = 5e-2
+    min_size = 1 << 19  # below it float16 is as fast
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain, torch.int8)
@@ -160,8 +161,8 @@ def pack(module: nn.Module, kind: Kind = "float") -> int:
     Args:
         module: a model on the CPU.
         kind: `float` changes results by rounding alone. `half` rounds weights to float16 (2e-4 of a product's size). `int8`
-            rounds weights and inputs (2e-2 of a product's size); an output layer is held as by `half`, since its errors would
-            go straight into the logits.
+            rounds weights and inputs (2e-2 of a product's size), but treats two as `half` does: small layers, which gain
+            nothing more, and the output layer, whose errors would go straight into the logits.
 
     Returns:
         How many layers were packed: 0 for a model on another device, and where torch lacks oneDNN.
@@ -202,7 +203,7 @@ def _layouts(kind: Kind, weight: Tensor) -> tuple[type[PackedLinear], ...]:
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return ()
     if kind == "int8":
-        return (Int8Linear,)
+        return Int8Linear, RoundedLinear
     half = HalfLinear if kind == "float" else RoundedLinear
     if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return BlockedLinear, half  # many rows gain more by bfloat16 arithmetic than by anything else

@@ -62,11 +62,16 @@ def sample_thoughts(logits_MV: Tensor, keys: Sequence[tuple[int, ...]], temperat
 
 
 def gumbel(keys: Sequence[tuple[int, ...]], like_MV: Tensor) -> Tensor:
-    """Standard Gumbel noise [M, V] that depends on each row's key alone, the same on every device."""
+    """Standard Gumbel noise [M, V] that depends on each row's key alone, the same on every device.
+
+    -log(E) of exponential E = -log(1 - u), which is precise where it decides: for small E, whose tokens win.
+    """
+    size = like_MV.shape[-1]
     roots = torch.tensor([_signed(hash_key(*key)) for key in keys], device=like_MV.device)
-    bits = _scramble(roots[:, None] + _counters(like_MV.shape[-1], like_MV.device))
-    uniform = _shift(bits, 11, bits).double().add_(0.5).mul_(2.0**-53)
-    return uniform.log_().neg_().log_().neg_().to(like_MV.dtype)
+    bits = _scramble(roots[:, None] + _counters((size + 1) // 2, like_MV.device))
+    halves = bits.view(torch.int32)[:, :size].bitwise_and(0x7FFFFFFF)  # one hash does for two tokens
+    minus_u = halves.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
+    return minus_u.log1p_().neg_().log_().neg_().to(like_MV.dtype)
 
 
 @lru_cache(maxsize=8)
