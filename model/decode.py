@@ -362,7 +362,9 @@ def generate(
             number, (prompt, wanted) = waiting.popleft()
             slot = decoder.prefixes.choose_slot(prompt, free)
             free.remove(slot)
-            running[decoder.start(slot, prompt, wanted)] = number
+            decoding = decoder.start(slot, prompt, wanted)
+            generations[number].counts = decoding.counts
+            running[decoding] = number
         for decoding, news in decoder.step(list(running)):
             generations[running[decoding]].add(news)
             if news.finish_reason:

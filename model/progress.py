@@ -57,6 +57,7 @@ class Generation:
     prompt: list[Token] = field(default_factory=list)
     finish_reason: str = ""
     num_thought_tokens: int = 0
+    counts: Counts = field(default_factory=Counts)
 
     def add(self, news: Progress) -> None:
         """Take in what one step decided. Raises the error that ended it."""

@@ -109,6 +109,39 @@ def test_usage_counts_thoughts_exactly(url: str) -> None:
     assert reply["usage"]["completion_tokens"] == hidden + 3 * 12
 
 
+def test_parallel_thoughts_are_returned_and_counted_one_by_one(url: str) -> None:
+    asked = body(4) | {"num_thoughts": 3, "ignore_eos": True, "max_tokens": 5}
+    reply = httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json()
+    thoughts = reply["choices"][0]["thoughts"]
+    assert [(t["position"], t["thought_index"]) for t in thoughts] == [(i, k) for i in range(5) for k in range(3)]
+    assert len({tuple(t["token_ids"]) for t in thoughts}) == 15
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5 * 3 * 4
+
+
+def test_adaptive_thinking_thinks_where_it_is_unsure(url: str) -> None:
+    def thoughts(threshold: float) -> int:
+        asked = body(4) | {"thought_mode": "adaptive", "thought_threshold": threshold, "ignore_eos": True}
+        return len(httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json()["choices"][0]["thoughts"])
+
+    assert (thoughts(0.0), thoughts(99.0)) == (12, 0)
+
+
+def test_what_the_pipeline_did_is_in_the_metrics(url: str) -> None:
+    prompt = "a prompt that is long enough to be worth sharing between answers"
+    httpx.post(f"{url}/v1/completions", json=body(4) | {"prompt": prompt, "n": 4}, timeout=60)
+    told = httpx.get(f"{url}/metrics").text
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in told.splitlines() if line[0] != "#"}
+
+    def total(name: str) -> float:
+        return sum(value for key, value in values.items() if key.startswith(f"quietserve_{name}"))
+
+    assert total("prefix_cache_hits_total") >= 3 * (len(prompt) - 1)
+    assert total("prefix_cache_queries_total") > total("prefix_cache_hits_total")
+    assert total("speculative_tokens_total") > 0
+    assert total("forwards_per_token_count") > 0
+    assert total("pipeline_depth") >= 1
+
+
 def test_scoring_at_a_depth_scores_every_token_with_a_thought(url: str) -> None:
     asked = {
         "model": "tiny-quiet",

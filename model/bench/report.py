@@ -127,6 +127,7 @@ _SYSTEM_COLUMNS: list[Column] = [
     _marked("by CPU time", "tokens_per_cpu_s", 1),
     _number("forwards/token", "forwards_per_token", 2),
     _number("accepted", "acceptance", 3),
+    _number("thought", "thought_length", 2),
     _number("first token, ms", "ttft_s", 0, 1e3),
     _number("next tokens, ms", "inter_token_s", 1, 1e3),
     _number("95 %, ms", "inter_token_p95_s", 1, 1e3),

@@ -46,17 +46,18 @@ class Ours:
 
     def run(self, prompts: list[list[int]], depth: int, num_tokens: int) -> Timings:
         """Decode all prompts, one a slot."""
-        decoder, num_steps = self._decoder, 0
+        decoder, num_steps, num_thought = self._decoder, 0, 0
         params = [self._params(seed, depth) for seed in range(len(prompts))]
         watch = Stopwatch(len(prompts), num_tokens, self._setup.max_s)
         running = [decoder.start(slot, prompt, params[slot]) for slot, prompt in enumerate(prompts)]
         while not watch.over:
             num_steps += 1
             for decoding, news in decoder.step(running):
+                num_thought += news.num_thought_tokens
                 for token in news.tokens:
                     watch.tick(decoding.slot, token.id, num_steps)
         counts = [decoding.counts for decoding in running]
-        return watch.timings(sum(c.accepted for c in counts), sum(c.rejected for c in counts))
+        return watch.timings(sum(c.accepted for c in counts), sum(c.rejected for c in counts), num_thought)
 
     def close(self) -> None:
         """Forget the cache."""

@@ -33,6 +33,7 @@ class Timings:
     num_tokens: int  # of one request, that end the steady state
     accepted: int = 0  # drafts
     rejected: int = 0
+    thought_tokens: int = 0  # of the thoughts before the tokens
     cut: Arrival | None = None  # where a run of known cost was given up before it reached a second token
     forwards_per_token: float | None = None  # that cost
 
@@ -45,6 +46,7 @@ class Figures:
     tokens_per_cpu_s: float  # the same against CPU time: what remains of it on a machine that others use too
     forwards_per_token: float | None  # forwards in the steady state, a visible token of one request
     acceptance: float | None  # share of drafts accepted, over the whole run
+    thought_length: float  # thought tokens before a visible one, over the whole run: a mean
     ttft_s: float | None  # submit to a request's first token: median over requests
     inter_token_s: float | None  # between a request's tokens in the steady state: median
     inter_token_p95_s: float | None
@@ -100,9 +102,9 @@ class Stopwatch:
         """Enough was measured, or time is up. It never is before a token of the steady state."""
         return self._over or (self._steady and self.now().wall_s - self._steady_s > self._max_s)
 
-    def timings(self, accepted: int = 0, rejected: int = 0) -> Timings:
+    def timings(self, accepted: int = 0, rejected: int = 0, thought_tokens: int = 0) -> Timings:
         """What was noted."""
-        return Timings(self.tokens, self.arrivals, self._num_tokens, accepted, rejected)
+        return Timings(self.tokens, self.arrivals, self._num_tokens, accepted, rejected, thought_tokens)
 
 
 def figures(timings: Timings) -> Figures:
@@ -124,6 +126,7 @@ def figures(timings: Timings) -> Figures:
         tokens_per_cpu_s=tokens / max(end.cpu_s - begin.cpu_s, 1e-9),
         forwards_per_token=forwards,
         acceptance=timings.accepted / drafts if drafts else None,
+        thought_length=timings.thought_tokens / max(sum(map(len, timings.tokens)), 1),
         ttft_s=median(firsts) if len(firsts) == num_requests else None,
         inter_token_s=median(gaps) if gaps else None,
         inter_token_p95_s=float(np.quantile(gaps, 0.95)) if gaps else None,

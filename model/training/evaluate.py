@@ -18,6 +18,7 @@ from ..cache import Cache
 from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
+from ..progress import Generation
 from ..thoughts import Choose
 from .arguments import require_families, require_least, run
 from .data import DASH_TOKEN, write_prompt
@@ -64,7 +65,14 @@ def evaluate(
         for name in families:
             drawn = list(itertools.islice(problems("held_out", (name,), seed), n))
             prompts = [loaded.tokens.encode(write_prompt(problem)) for problem in drawn]
-            cells: dict[str, Any] = {"n": n, "accuracy": {}, "ci95": {}, "by_steps": {}, "thought_tokens": {}}
+            cells: dict[str, Any] = {
+                "n": n,
+                "accuracy": {},
+                "ci95": {},
+                "by_steps": {},
+                "thought_tokens": {},
+                "decoding": {},
+            }
             for depth in depths:
                 params = [_params(loaded, depth, thought_temperature, seed + i, max_tokens) for i in range(n)]
                 results = generate(decoder, prompts, params)
@@ -74,6 +82,7 @@ def evaluate(
                 cells["ci95"][key] = wilson(sum(right), n)
                 cells["by_steps"][key] = _by_steps([p.num_steps for p in drawn], right)
                 cells["thought_tokens"][key] = sum(r.num_thought_tokens for r in results) / n
+                cells["decoding"][key] = _decoding(results)
                 bar.update()
             report["families"][name] = cells
     report["mean"] = {
@@ -90,8 +99,16 @@ def table(report: dict[str, Any]) -> str:
         shown = [f"{cells['accuracy'][d]:.3f} [{cells['ci95'][d][0]:.3f} {cells['ci95'][d][1]:.3f}]" for d in depths]
         lines.append(f"{name:<10}" + "".join(f"{cell:>21}" for cell in shown))
     lines.append(f"{'mean':<10}" + "".join(f"{report['mean'][d]:>21.3f}" for d in depths))
-    lines.append(f"accuracy and its 95 % interval over {report['n']} held-out problems a family, seed {report['seed']}")
+    lines.append(f"{'forwards':<10}" + "".join(f"{_forwards_per_token(report, depth):>21.2f}" for depth in depths))
+    lines.append(
+        f"accuracy and its 95 % interval over {report['n']} held-out problems a family, seed {report['seed']}; forwards a token"
+    )
     return "\n".join(lines)
+
+
+def _forwards_per_token(report: dict[str, Any], depth: str) -> float:
+    told = [cells["decoding"][depth] for cells in report["families"].values()]
+    return sum(each["forwards"] for each in told) / sum(each["tokens"] for each in told)
 
 
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -100,6 +117,16 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)
+
+
+def _decoding(results: list[Generation]) -> dict[str, float | None]:
+    """What the answers cost: visible tokens and forwards of all of them, and the share of drafts that were right."""
+    accepted, rejected = (sum(getattr(r.counts, name) for r in results) for name in ("accepted", "rejected"))
+    return {
+        "tokens": sum(len(r.tokens) for r in results),
+        "forwards": sum(r.counts.forwards for r in results),
+        "acceptance": accepted / (accepted + rejected) if accepted + rejected else None,
+    }
 
 
 def _decoder(loaded: Loaded, depth: int, choose: Choose | None) -> Decoder:
