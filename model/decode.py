@@ -11,8 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -21,27 +19,16 @@ from .cache import Cache
 from .config import SamplingParams
 from .decoding import Decoding, Position
 from .graphs import StaticForwards
-from .mixing import average
+from .judge import Judge, Next
 from .pacing import Pace
 from .prefixes import Prefixes
 from .progress import Generation, Progress, ThoughtRecord, Token
 from .quiet_model import QuietModel
-from .sampling import Draw, hash_key, sample, sample_thoughts, top_logprobs
-from .thoughts import START, Choose, Rows, Thought, grow, settle
+from .sampling import hash_key, top_logprobs
+from .thoughts import Choose, Rows, Thought
 from .tokens import Tokens
 
 logger = logging.getLogger("quietserve")
-
-
-@dataclass(slots=True, eq=False)
-class _Next:
-    """A position and what is known of the token behind it."""
-
-    decoding: Decoding
-    position: Position
-    logits_V: Tensor | None = None
-    weights: Sequence[float] = ()  # of its thoughts
-    chosen: int | None = None
 
 
 class Decoder:
@@ -77,7 +64,7 @@ class Decoder:
         self.prefixes = Prefixes(cache, reuse_prefixes)
         self.num_rows = 0  # of the last step
         self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
-        self._choose = choose or _choose_thoughts
+        self._judge = Judge(model, tokens, choose)
 
     def start(self, slot: int, prompt: Sequence[int], params: SamplingParams) -> Decoding:
         """Begin an attempt in a free slot. Raises ValueError when it cannot be served."""
@@ -111,6 +98,7 @@ class Decoder:
         """One forward for all of them, oldest first; returns those for which something was decided.
 
         A forward that raises is repeated by halves, until it is known whose fault it is: only those end, with an error.
+        It can be, since up to its commit a forward changes nothing that a second one would not find or do again.
         """
         self.num_rows = 0
         idle = [(d, _finish_idle(d)) for d in decodings if d.idle]
@@ -119,26 +107,26 @@ class Decoder:
     @torch.inference_mode()
     def measure_forwards(self, budget_s: float = 2.0) -> None:
         """Learn what a forward costs by its rows, before any attempt has begun; about `budget_s` seconds."""
-        most = self.cache.slots * (self.cache.max_depth + 1)
+        most = self.cache.slots * min(self.cache.max_depth + 2, self.cache.max_len)
         deadline = time.perf_counter() + budget_s
         for size in [2**i for i in range(most.bit_length())] * 4:
             begin = time.perf_counter()
             if begin > deadline:
                 return
             rows = Rows()
-            for row in range(size):
-                rows.add_own(row % self.cache.slots, START, 0, -1, 0)
+            for slot in range(min(size, self.cache.slots)):
+                rows.add_base(slot, [0] * max(1, size // self.cache.slots), 0)
             self.model.logits(self._run(rows)).argmax(-1).tolist()
-            self.pace.times.add(size, time.perf_counter() - begin)
+            self.pace.times.add(len(rows), time.perf_counter() - begin)
 
     def _step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
         if not decodings:
             return []
         try:
             return self._forward(decodings)
-        except (
-            Exception
-        ) as error:  # up to its last lines a forward changes nothing that a second one would not find again
+        except Exception as error:
+            for decoding in decodings:
+                decoding.unread_again()
             if len(decodings) == 1:
                 logger.exception("a forward failed; its attempt ends")
                 return [(decodings[0], self._fail(decodings[0], error))]
@@ -154,11 +142,10 @@ class Decoder:
         hidden_NH = self._run(rows)
         for decoding, span in zip(decodings, spans, strict=True):
             decoding.keep(span, hidden_NH)
-        due, peeks = self._carry_on(decodings, hidden_NH, in_flight)
-        self._choose_next(due, peeks)
+        due, peeks = self._judge(decodings, hidden_NH, in_flight)
         news = self._commit(due)
         for peek in peeks:
-            self._draft(peek, in_flight)
+            _draft(peek, in_flight)
         self.pace.times.add(len(rows), time.perf_counter() - begin)
         return list(news.items())
 
@@ -172,7 +159,7 @@ class Decoder:
             if not decoding.filled:
                 decoding.filled = self.prefixes.fill(decoding, decodings[:i])
             most = decoding.unread if decoding.unread == 1 else budget
-            spans.append(decoding.read(rows, most if decoding.filled else 0))
+            spans.append(decoding.read(rows, most if decoding.may_read else 0))
             if len(spans[-1]) > 1:
                 budget -= len(spans[-1])
             self._think(decoding, rows)
@@ -209,71 +196,15 @@ class Decoder:
         ]
         return True
 
-    def _carry_on(
-        self, decodings: Sequence[Decoding], hidden_NH: Tensor, in_flight: int
-    ) -> tuple[list[_Next], list[_Next]]:
-        """Carry the thoughts on; returns the positions that can be decided now, and those to look ahead from.
-
-        One product with the output embedding does for thoughts, decisions and drafts; only where thoughts end before
-        their depth, or turn out to be needless, a second one follows.
-        """
-        thoughts = [t for d in decodings for p in d.flight for t in p.thoughts or () if not t.ended]
-        settle(thoughts, hidden_NH)
-        growing = [t for t in thoughts if not t.ended]
-        due = _due(decodings)
-        peeks = [_Next(d, p) for d in decodings for p in _peeks(d, in_flight)]
-        bases_MH = _stacked([peek.position.base for peek in peeks], hidden_NH)
-        parts = [hidden_NH[[t.row for t in growing]], self._mixed(due, hidden_NH), bases_MH]
-        thoughts_MV, due_MV, peeks_MV = self.model.logits(torch.cat(parts)).split([len(part) for part in parts])
-        _take_logits(due, due_MV)
-        for peek, logits_V in zip(peeks, peeks_MV, strict=True):
-            peek.logits_V = logits_V
-        _skip_thoughts(peeks)
-        grow(growing, thoughts_MV, self._choose, hidden_NH)
-        known = {next_.position for next_ in due}
-        if later := [next_ for next_ in _due(decodings) if next_.position not in known]:
-            _take_logits(later, self.model.logits(self._mixed(later, hidden_NH)))
-        for decoding in decodings:
-            decoding.free_lanes()
-        return due + later, peeks
-
-    def _mixed(self, due: Sequence[_Next], like_NH: Tensor) -> Tensor:
-        """The hidden states to decide by, one for each thought of each position."""
-        bases_MH = _stacked([n.position.base for n in due for _ in n.position.thoughts or [None]], like_NH)
-        if not any(n.position.thoughts for n in due):
-            return bases_MH
-        # A position that did not think is mixed with itself: whatever the weight, it stays what it is.
-        after = [t.hidden if t else n.position.base for n in due for t in n.position.thoughts or [None]]
-        mixed_MH, weights_M = self.model.mix(bases_MH, _stacked(after, like_NH))
-        weights = iter(weights_M.tolist())
-        for next_ in due:
-            next_.weights = [next(weights) for _ in next_.position.thoughts or [None]]
-        return mixed_MH
-
-    def _choose_next(self, due: Sequence[_Next], peeks: Sequence[_Next]) -> None:
-        """Pick decisions and drafts, all with the noise of their own position."""
-        choosers = [n for n in due if not n.decoding.scores(n.position)]
-        choosers += [n for n in peeks if n.position is n.decoding.flight[-1]]
-        if choosers:
-            draws = [self._draw(n) for n in choosers]
-            for next_, token in zip(choosers, sample(torch.stack([_logits(n) for n in choosers]), draws), strict=True):
-                next_.chosen = token
-
-    def _draw(self, next_: _Next) -> Draw:
-        decoding, length = next_.decoding, next_.position.number + 1
-        before = decoding.tokens if len(decoding.tokens) == length else decoding.tokens[:length]
-        return Draw(decoding.params, before, decoding.num_prompt, self.tokens.eos_ids)
-
-    def _commit(self, due: Sequence[_Next]) -> dict[Decoding, Progress]:
+    def _commit(self, due: Sequence[Next]) -> dict[Decoding, Progress]:
         """Write decisions into their attempts, oldest positions first."""
         news: dict[Decoding, Progress] = {}
-        broken = torch.stack([_logits(n) for n in due]).isnan().any(-1).tolist() if due else []
-        for next_, is_broken in zip(due, broken, strict=True):
+        for next_ in due:
             decoding = next_.decoding
             if not decoding.flight or decoding.flight[0] is not next_.position:
                 continue  # it ended before, or stood behind a wrong draft
             try:
-                if is_broken:
+                if next_.broken:
                     raise FloatingPointError("the model's logits are not numbers")
                 self._decide(next_, news.setdefault(decoding, Progress()))
             except Exception as error:
@@ -281,8 +212,8 @@ class Decoder:
                 news[decoding] = self._fail(decoding, error)
         return news
 
-    def _decide(self, next_: _Next, news: Progress) -> None:
-        decoding, position, logits_V = next_.decoding, next_.position, _logits(next_)
+    def _decide(self, next_: Next, news: Progress) -> None:
+        decoding, position, logits_V = next_.decoding, next_.position, next_.logits_V
         thoughts = self._record(next_)
         news.num_thought_tokens += sum(len(thought.token_ids) for thought in thoughts)
         if position.number == 0 and decoding.params.prompt_logprobs is not None:
@@ -295,47 +226,16 @@ class Decoder:
             if (right := decoding.decide(next_.chosen)) is not None:
                 self.pace.decided(right)
             news.tokens.append(_token(next_.chosen, logits_V, decoding.params.logprobs, thoughts))
-            news.text += self._add_text(decoding, next_.chosen)
+            news.text += decoding.tell(next_.chosen)
         news.finish_reason = decoding.finish_reason
 
-    def _record(self, next_: _Next) -> tuple[ThoughtRecord, ...]:
+    def _record(self, next_: Next) -> tuple[ThoughtRecord, ...]:
         thoughts, counts = next_.position.thoughts or [], next_.decoding.counts
         counts.thought += bool(thoughts)
         counts.skipped += not thoughts and next_.decoding.params.thought_depth > 0
         for thought in thoughts:
             self.pace.thought(len(thought.tokens), thought.depth)
         return tuple(ThoughtRecord(tuple(t.tokens), weight) for t, weight in zip(thoughts, next_.weights, strict=False))
-
-    def _add_text(self, decoding: Decoding, token: int) -> str:
-        """The text that a decided token makes certain; sees whether it ends the attempt."""
-        params, num_output = decoding.params, decoding.next_position + 1 - decoding.num_prompt
-        if self._ends(decoding, token):
-            decoding.finish("stop")
-            return decoding.text.finish()
-        decoding.text.stop = params.stop if num_output >= params.min_tokens else ()
-        text = decoding.text.add(token)
-        if not decoding.text.stopped and num_output == params.max_tokens:
-            decoding.finish("length")
-            text += decoding.text.finish()
-        if decoding.text.stopped:
-            decoding.finish("stop")
-        return text
-
-    def _draft(self, peek: _Next, in_flight: int) -> None:
-        """Guess the token behind the newest position; it will be read, and thought after, in the next forward.
-
-        Nothing is guessed behind a guess that ends the text.
-        """
-        decoding, token = peek.decoding, peek.chosen
-        if token is None or not decoding.flight or decoding.flight[-1] is not peek.position:
-            return  # it is not the newest, or has gone with a wrong draft before it
-        if _may_draft(decoding, in_flight) and not self._ends(decoding, token):
-            decoding.tokens.append(token)
-
-    def _ends(self, decoding: Decoding, token: int) -> bool:
-        """The token ends its text."""
-        params = decoding.params
-        return token in params.stop_token_ids or (token in self.tokens.eos_ids and not params.ignore_eos)
 
     def _fail(self, decoding: Decoding, error: Exception) -> Progress:
         """End an attempt with an error. What its slot holds may be no numbers, which would shine through any mask."""
@@ -378,53 +278,16 @@ def thought_seed(seed: int, index: int) -> int:
     return hash_key(seed, index) if index else seed
 
 
-def _due(decodings: Sequence[Decoding]) -> list[_Next]:
-    """Positions that have thought enough, and all older ones too."""
-    return [_Next(d, position) for d in decodings for position in takewhile(lambda p: p.ended, d.flight)]
+def _draft(peek: Next, in_flight: int) -> None:
+    """Guess the token behind the newest position; it will be read, and thought after, in the next forward.
 
-
-def _peeks(decoding: Decoding, in_flight: int) -> list[Position]:
-    """Positions whose base logits are wanted: to draft from, or to see whether a thought is needed."""
-    adaptive = decoding.params.thought_threshold is not None
-    peeks = [position for position in decoding.flight if position.fresh] if adaptive else []
-    if _may_draft(decoding, in_flight + 1) and in_flight > 1 and decoding.flight[-1] not in peeks:
-        peeks.append(decoding.flight[-1])
-    return peeks
-
-
-def _may_draft(decoding: Decoding, in_flight: int) -> bool:
-    """All tokens have been read, one more is wanted, and there is room for its thought."""
-    return (
-        decoding.params.thought_depth > 0
-        and bool(decoding.flight)
-        and decoding.unread == 0
-        and len(decoding.tokens) < decoding.end
-        and decoding.num_thinking < in_flight
-    )
-
-
-def _skip_thoughts(peeks: Sequence[_Next]) -> None:
-    """Adaptive attempts do not think where the base is sure of the next token."""
-    asked = [n for n in peeks if n.decoding.params.thought_threshold is not None and n.position.fresh]
-    if not asked:
-        return
-    logprobs_MV = torch.stack([_logits(n) for n in asked]).log_softmax(-1)
-    entropies = -torch.where(logprobs_MV.isinf(), 0.0, logprobs_MV.exp() * logprobs_MV).sum(-1)  # of the markers: 0
-    for next_, entropy in zip(asked, entropies.tolist(), strict=True):
-        if entropy < (next_.decoding.params.thought_threshold or 0.0):
-            next_.position.skip()
-
-
-def _take_logits(due: Sequence[_Next], logits_MV: Tensor) -> None:
-    """Hand out logits, one row for each thought of each position; the distributions of parallel thoughts are averaged."""
-    counts = [len(n.position.thoughts or [None]) for n in due]
-    for next_, logits_KV in zip(due, logits_MV.split(counts), strict=True):
-        next_.logits_V = logits_KV[0] if len(logits_KV) == 1 else average(logits_KV)
-
-
-def _logits(next_: _Next) -> Tensor:
-    assert next_.logits_V is not None
-    return next_.logits_V
+    Nothing is guessed behind a guess that ends the text.
+    """
+    decoding, token = peek.decoding, peek.chosen
+    if token is None or not decoding.flight or decoding.flight[-1] is not peek.position:
+        return  # it is not the newest, or has gone with a wrong draft before it
+    if decoding.may_draft(in_flight) and token not in decoding.ends:
+        decoding.tokens.append(token)
 
 
 def _token(token: int, logits_V: Tensor, count: int | None, thoughts: tuple[ThoughtRecord, ...]) -> Token:
@@ -439,13 +302,3 @@ def _finish_idle(decoding: Decoding) -> Progress:
     decoding.finish("length")
     scored = [Token(decoding.tokens[0])] if decoding.params.prompt_logprobs is not None else []
     return Progress(prompt=scored, finish_reason=decoding.finish_reason)
-
-
-def _choose_thoughts(thoughts: list[Thought], logits_MV: Tensor) -> list[int]:
-    """Thought tokens by seeded noise, or greedily, as each thought's temperature says."""
-    keys = [(t.seed, t.position, len(t.tokens) + 1) for t in thoughts]
-    return sample_thoughts(logits_MV, keys, [t.temperature for t in thoughts])
-
-
-def _stacked(rows: Sequence[Tensor | None], like_NH: Tensor) -> Tensor:
-    return torch.stack([row for row in rows if row is not None]) if rows else like_NH[:0]

@@ -58,6 +58,7 @@ class Decoding:
         self.filled = False  # it was seen what other slots hold of its tokens
         self.next_position = 0 if params.prompt_logprobs is not None else len(prompt) - 1  # the next one to decide
         self.flight: deque[Position] = deque()  # the next one to decide and those behind it
+        self.ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokens.eos_ids)
         self.text = TextStream(tokens, context=prompt)
         self.finish_reason: str | None = None
         self.thinking = False  # a thought took part in the last forward
@@ -81,6 +82,11 @@ class Decoding:
         return len(self.tokens) - self.cached
 
     @property
+    def may_read(self) -> bool:
+        """It was seen what other slots hold, and all positions read so far have begun to think: there are lanes to spare."""
+        return self.filled and not (self.flight and self.flight[-1].thoughts is None)
+
+    @property
     def num_thinking(self) -> int:
         """Positions whose thoughts go on."""
         return sum(not position.ended for position in self.flight)
@@ -89,6 +95,11 @@ class Decoding:
     def num_drafts(self) -> int:
         """Tokens that are guesses so far."""
         return len(self.tokens) - max(self.num_prompt, self.next_position + 1)
+
+    def may_draft(self, in_flight: int) -> bool:
+        """All tokens have been read, one more is wanted, and fewer than `in_flight` positions think."""
+        asked = self.params.thought_depth > 0 and len(self.tokens) < self.end
+        return asked and bool(self.flight) and self.unread == 0 and self.num_thinking < in_flight
 
     def scores(self, position: Position) -> bool:
         """The token behind a position is the prompt's: it is scored, not chosen."""
@@ -111,6 +122,11 @@ class Decoding:
         self.cached += len(span)
         self.counts.forwards += self.cached >= self.num_prompt
 
+    def unread_again(self) -> None:
+        """What `read` added was not read, the forward having failed: its positions will be added again."""
+        while self.flight and self.flight[-1].number >= self.cached:
+            self._give_back(self.flight.pop())
+
     def take_lanes(self, count: int) -> list[int]:
         """The lowest free lanes; none where there are not enough."""
         if len(self._free_lanes) < count:
@@ -120,10 +136,13 @@ class Decoding:
     def free_lanes(self) -> None:
         """Take back the lanes of positions that think no more."""
         for position in self.flight:
-            if position.lanes and position.ended:
-                for lane in position.lanes:
-                    heapq.heappush(self._free_lanes, lane)
-                position.lanes = []
+            if position.ended:
+                self._give_back(position)
+
+    def _give_back(self, position: Position) -> None:
+        for lane in position.lanes:
+            heapq.heappush(self._free_lanes, lane)
+        position.lanes = []
 
     def decide(self, token: int) -> bool | None:
         """The token behind the oldest position. A draft that says otherwise goes, with all that was built on it.
@@ -149,6 +168,21 @@ class Decoding:
         self.next_position += 1
         self.flight.popleft()
         return self.tokens[self.next_position]
+
+    def tell(self, token: int) -> str:
+        """The text that a decided token makes certain; the attempt finishes where the token or the text ends it."""
+        params, num_output = self.params, self.next_position + 1 - self.num_prompt
+        if token in self.ends:
+            self.finish("stop")
+            return self.text.finish()
+        self.text.stop = params.stop if num_output >= params.min_tokens else ()
+        text = self.text.add(token)
+        if not self.text.stopped and num_output == params.max_tokens:
+            self.finish("length")
+            text += self.text.finish()
+        if self.text.stopped:
+            self.finish("stop")
+        return text
 
     def finish(self, reason: str) -> None:
         """End here; drafts are forgotten."""

@@ -102,6 +102,7 @@ def test_a_batch_decodes_each_attempt_as_if_it_were_alone(
 def make_fail(engine: Decoder, random: Random) -> None:
     """Let any part of a forward of several attempts fail now and then."""
     engine.model, right, together = copy.copy(engine.model), engine._forward, [False]
+    engine._judge._model = engine.model
 
     def forward(decodings: Sequence[Decoding]) -> Any:
         together[0] = len(decodings) > 1
