@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(argv, __doc__)
         torch.set_num_threads(args.num_threads)
         results = Results(args.out)
-        loaded = load(args.model, args.dtype) if args.model else None
+        loaded = load(args.model, args.dtype, args.device) if args.model else None
         _check_files(args)
     except ValueError as error:
         print(f"quietserve bench: {error}", file=sys.stderr)
@@ -52,7 +52,7 @@ class _Bench:
 
     def __init__(self, args: argparse.Namespace, results: Results) -> None:
         self._args, self._results = args, results
-        self._machine = machine.describe(args.num_threads)
+        self._machine = machine.describe(args.num_threads, args.device)
         self._entries: list[dict[str, Any]] = []  # of this grid, measured now or before
         self.failed = False
 
@@ -116,7 +116,7 @@ class _Bench:
 
 def _builder(args: argparse.Namespace, name: str) -> Callable[[], Subject]:
     def opener() -> Subject:
-        return build(name, SHAPES[name], getattr(torch, args.dtype))
+        return build(name, SHAPES[name], getattr(torch, args.dtype), device=args.device)
 
     return opener
 

@@ -36,7 +36,7 @@ def calibrate(subject: Subject, depth: int, wanted: float) -> float:
 def _search(subject: Subject, depth: int, wanted: float) -> float:
     model = subject.model
     base_MH, thought_MH = _think(subject, depth)
-    noise_KMV = _noise(len(base_MH), model.backbone.vocab_size)
+    noise_KMV = _noise(base_MH.new_empty(len(base_MH), model.backbone.vocab_size, dtype=torch.float32))
     drafts_KM = _choose(model, base_MH, noise_KMV)
 
     def accepted(weight: float) -> float:
@@ -53,10 +53,9 @@ def _search(subject: Subject, depth: int, wanted: float) -> float:
     return high
 
 
-def _noise(num_rows: int, vocab_size: int) -> Tensor:
+def _noise(like_MV: Tensor) -> Tensor:
     """Gumbel noise [NOISES, M, V] as `sample` would draw it: every seed at every position."""
-    rows = torch.empty(num_rows, vocab_size)
-    return torch.stack([gumbel([(seed, row) for row in range(num_rows)], rows) for seed in range(NOISES)])
+    return torch.stack([gumbel([(seed, row) for row in range(len(like_MV))], like_MV) for seed in range(NOISES)])
 
 
 def _choose(model: QuietModel, hidden_MH: Tensor, noise_KMV: Tensor) -> Tensor:

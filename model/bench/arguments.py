@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from .shapes import SHAPES
 from .systems import SYSTEMS
 
 _GRID: dict[str, Any] = {
-    "shapes": list(SHAPES),
+    "shapes": ["5M", "50M", "200M"],
     "batches": [1, 4, 8, 16],
     "prompts": [64, 256, 1024],
     "depths": [0, 4, 8, 16],
@@ -17,7 +19,7 @@ _GRID: dict[str, Any] = {
     "max_seconds": 60.0,
 }
 _QUICK: dict[str, Any] = {
-    "shapes": [next(iter(SHAPES))],
+    "shapes": ["5M"],
     "batches": [1, 8],
     "prompts": [64],
     "depths": [0, 8],
@@ -38,6 +40,10 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     for name, least in (("tokens", 2), ("rounds", 1), ("num_threads", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     if not args.shapes and not args.model:
         raise ValueError("there is nothing to measure: name --shapes or a --model")
     if not 0 < args.acceptance < 1:
@@ -50,7 +56,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
 def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = _Parser(prog="quietserve bench", description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--shapes", nargs="*", choices=list(SHAPES), help="random Llamas of about so many parameters (all)")
+    add("--shapes", nargs="*", choices=list(SHAPES), help="random Llamas of about so many parameters (5M 50M 200M)")
     add("--model", metavar="PATH", help="a checkpoint to measure as well, with its own mixing head; or `bundled`")
     add("--batches", type=int, nargs="+", help="requests at once (1 4 8 16)")
     add("--prompts", type=int, nargs="+", help="prompt tokens (64 256 1024)")
@@ -60,6 +66,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="repetitions, each in another order (%(default)s)")
     add("--max-seconds", type=float, help="longest decoding of one run; then fewer tokens count (60)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and caches (%(default)s)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ... (%(default)s)")
     add("--num-threads", type=int, default=1, help="of every system (%(default)s)")
     add("--acceptance", type=float, default=0.9, help="share of drafts to be accepted, of random shapes (%(default)s)")
     add(

@@ -34,8 +34,8 @@ class Generate:
         """Decode all prompts in step."""
         assert depth == 0
         streamer = _Streamer(Stopwatch(len(prompts), num_tokens, self._setup.max_s))
-        ids = torch.tensor(prompts)
         lm: Any = self._setup.subject.lm
+        ids = torch.tensor(prompts, device=lm.device)
         with quiet_libraries(), suppress(_EnoughError):
             lm.generate(
                 ids,

@@ -29,6 +29,8 @@ class LlamaCpp:
     def __init__(self, setup: Setup) -> None:
         if missing := [name for name in ("xllamacpp", "gguf") if importlib.util.find_spec(name) is None]:
             raise Unavailable(f"needs {' and '.join(missing)}: pip install 'quietserve[bench]'")
+        if setup.subject.model.backbone.device.type != "cpu":
+            raise Unavailable("the package at hand computes on a CPU")
         self._setup = setup
         file = setup.subject.scratch / "model.gguf"
         if not file.exists():

@@ -9,12 +9,13 @@ import torch
 import transformers
 
 
-def describe(num_threads: int) -> dict[str, Any]:
+def describe(num_threads: int, device: str = "cpu") -> dict[str, Any]:
     """Plain JSON values; two measurements may stand in one table only if these are the same."""
     has_llama = importlib.util.find_spec("xllamacpp") is not None
     return {
         "cores": os.cpu_count(),
         "threads": num_threads,
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -32,14 +32,14 @@ class Recompute:
         """Decode all prompts in step."""
         self._forwards = 0
         watch = Stopwatch(len(prompts), num_tokens, self._setup.max_s)
-        texts_BT = torch.tensor(prompts)
+        texts_BT = torch.tensor(prompts, device=self._model.backbone.device)
         while not watch.over:
             tokens = self._step(watch, texts_BT, len(prompts[0]), depth)
             if tokens is None:
                 break
             for request, token in enumerate(tokens):
                 watch.tick(request, token, self._forwards)
-            texts_BT = torch.cat([texts_BT, torch.tensor(tokens)[:, None]], dim=1)
+            texts_BT = torch.cat([texts_BT, texts_BT.new_tensor(tokens)[:, None]], dim=1)
         timings = watch.timings()
         timings.cut, timings.forwards_per_token = watch.now(self._forwards), depth + 2
         return timings
@@ -58,7 +58,7 @@ class Recompute:
             logits_BV = self._model.logits(self._read(read_BT))
             keys = [(seed, position, number) for seed in range(len(texts_BT))]
             tokens = sample_thoughts(logits_BV, keys, [1.0] * len(keys))
-            read_BT = torch.cat([read_BT, torch.tensor(tokens)[:, None]], dim=1)
+            read_BT = torch.cat([read_BT, read_BT.new_tensor(tokens)[:, None]], dim=1)
         thought_BH = self._read(_append(read_BT, END))
         logits_BV = self._model.logits(self._model.mix(base_BH, thought_BH)[0])
         return sample(logits_BV, self._draws(texts_BT, num_prompt))
@@ -66,7 +66,7 @@ class Recompute:
     def _read(self, tokens_BT: Tensor) -> Tensor:
         """The last hidden state of each text."""
         self._forwards += 1
-        positions_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
+        positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         return self._model(tokens_BT, positions_BT, causal)[:, -1]
 
     def _too_slow(self, watch: Stopwatch) -> bool:

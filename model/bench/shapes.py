@@ -47,6 +47,14 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 4,
     },
 }
+SHAPES["7B"] = {  # Mistral-7B's; for a GPU, and not measured unless it is named
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 MAX_POSITIONS = 32768  # of the random ones
 BUNDLED = "bundled"  # the checkpoint that the package carries
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled" / "quiet-small"
@@ -79,11 +87,11 @@ class Subject:
         return [i for i in range(size) if i not in barred]
 
 
-def build(name: str, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -> Subject:
+def build(name: str, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Subject:
     """A random Llama of these sizes that thinks. The same seed gives the same weights."""
     settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
     config = LlamaConfig(**sizes, **settings, max_position_embeddings=MAX_POSITIONS)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         lm: Any = LlamaForCausalLM(config)
         lm = lm.eval().to(dtype)
@@ -96,12 +104,12 @@ def build(name: str, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -
     return Subject(name, model, Tokens(_tokenizer(config.vocab_size)), twin, forced=True)
 
 
-def load(path: str, dtype: str) -> Subject:
+def load(path: str, dtype: str, device: str = "cpu") -> Subject:
     """A checkpoint with its own mixing head. Raises CheckpointError.
 
     Nothing ends a text here: every system decodes on past whatever token it chooses.
     """
-    loaded = checkpoint.load(_BUNDLED_FOLDER if path == BUNDLED else path, dtype)
+    loaded = checkpoint.load(_BUNDLED_FOLDER if path == BUNDLED else path, dtype, device)
     loaded.tokens.eos_ids = frozenset()
     twin = _twin(loaded.model.backbone.lm)
     loaded.model.speed_up()
