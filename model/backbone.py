@@ -49,6 +49,14 @@ def causal(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) 
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
 
+def _rope_types(config: Any) -> set[str]:
+    """Every kind of rotary embedding that a configuration names, wherever in it."""
+    if not isinstance(config, dict):
+        return set()
+    own = {config["rope_type"]} if isinstance(config.get("rope_type"), str) else set()
+    return own.union(*(_rope_types(value) for value in config.values()))
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """How far two ways of computing the same may differ, as a share of the largest value."""
     return 1e-3 if dtype == torch.float32 else 5e-2
@@ -66,6 +74,8 @@ class Backbone(nn.Module):
         for name, neutral in _NEUTRAL.items():
             if (value := getattr(lm.config, name, None)) not in neutral:
                 raise ValueError(f"config field {name!r} is {value!r}; only {neutral[-1]!r} is supported")
+        if moving := _rope_types(lm.config.to_dict()) & {"dynamic", "longrope"}:
+            raise ValueError(f"rope_type {moving.pop()!r} turns a text by its neighbours' lengths; it is not supported")
         self.lm = lm
         self.body: Callable[[Tensor, Tensor, Attend], Tensor] = self._library_body
         with torch.no_grad():

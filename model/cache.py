@@ -61,7 +61,8 @@ class Cache:
 
     def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int | None = None) -> None:
         self.slots, self.max_len, self.max_depth = slots, max_len, max_depth
-        self.scratch = (max_depth + 1 if lanes is None else lanes) * _strip(max_depth)
+        scratch = (max_depth + 1 if lanes is None else lanes) * _strip(max_depth)
+        self.scratch = -(-scratch // 8) * 8  # GPUs want masks whose rows begin at multiples of eight
         self.spare = max_len  # a column that no row may see
         shape = (slots, self.scratch + max_len + 1)
         new = {"dtype": backbone.dtype, "device": backbone.device}

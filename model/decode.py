@@ -30,6 +30,8 @@ from .tokens import Tokens
 
 logger = logging.getLogger("quietserve")
 
+_MOST_MEASURED = 512  # rows: larger forwards are prefills'
+
 
 class Decoder:
     """Decodes any number of attempts at once, one per slot of its cache.
@@ -59,6 +61,8 @@ class Decoder:
         graphs: bool = True,
         choose: Choose | None = None,
     ) -> None:
+        if prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk is {prefill_chunk}; it must be 1 or more")
         self.model, self.tokens, self.cache, self.prefill_chunk = model, tokens, cache, prefill_chunk
         self.pace = Pace(pipeline_depth, may_end=bool(model.stop_ids))
         self.prefixes = Prefixes(cache, reuse_prefixes)
@@ -70,6 +74,7 @@ class Decoder:
         """Begin an attempt in a free slot. Raises ValueError when it cannot be served."""
         if not prompt:
             raise ValueError("the prompt is empty; it must hold at least one token")
+        self.tokens.check(prompt)
         if len(prompt) + params.max_tokens > self.cache.max_len:
             raise ValueError(
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the {self.cache.max_len} that fit"
@@ -107,17 +112,22 @@ class Decoder:
     @torch.inference_mode()
     def measure_forwards(self, budget_s: float = 2.0) -> None:
         """Learn what a forward costs by its rows, before any attempt has begun; about `budget_s` seconds."""
-        most = self.cache.slots * min(self.cache.max_depth + 2, self.cache.max_len)
+        most = min(self.cache.slots * min(self.cache.max_depth + 2, self.cache.max_len), _MOST_MEASURED)
         deadline = time.perf_counter() + budget_s
-        for size in [2**i for i in range(most.bit_length())] * 4:
-            begin = time.perf_counter()
-            if begin > deadline:
-                return
-            rows = Rows()
-            for slot in range(min(size, self.cache.slots)):
-                rows.add_base(slot, [0] * max(1, size // self.cache.slots), 0)
-            self.model.logits(self._run(rows)).argmax(-1).tolist()
-            self.pace.times.add(len(rows), time.perf_counter() - begin)
+        try:
+            for size in [2**i for i in range(most.bit_length())] * 4:
+                if time.perf_counter() > deadline:
+                    return
+                self._measure_forward(size)
+        except Exception:  # it is learnt from what runs, then
+            logger.warning("the cost of forwards could not be measured beforehand", exc_info=True)
+
+    def _measure_forward(self, size: int) -> None:
+        begin, rows = time.perf_counter(), Rows()
+        for slot in range(min(size, self.cache.slots)):
+            rows.add_base(slot, [0] * max(1, size // self.cache.slots), 0)
+        self.model.logits(self._run(rows)).argmax(-1).tolist()
+        self.pace.times.add(len(rows), time.perf_counter() - begin)
 
     def _step(self, decodings: Sequence[Decoding]) -> list[tuple[Decoding, Progress]]:
         if not decodings:
@@ -126,7 +136,7 @@ class Decoder:
             return self._forward(decodings)
         except Exception as error:
             for decoding in decodings:
-                decoding.unread_again()
+                decoding.take_back()
             if len(decodings) == 1:
                 logger.exception("a forward failed; its attempt ends")
                 return [(decodings[0], self._fail(decodings[0], error))]
@@ -146,22 +156,28 @@ class Decoder:
         news = self._commit(due)
         for peek in peeks:
             _draft(peek, in_flight)
-        self.pace.times.add(len(rows), time.perf_counter() - begin)
+        if len(rows):
+            self.pace.times.add(len(rows), time.perf_counter() - begin)
         return list(news.items())
 
     def _run(self, rows: Rows) -> Tensor:
         return self._graphs.run(rows) if self._graphs else self.model.run(rows, self.cache)
 
     def _read(self, decodings: Sequence[Decoding], rows: Rows) -> list[range]:
-        """Add what each attempt reads next; returns the row numbers of its text's tokens."""
-        budget, spans = self.prefill_chunk, []
+        """Add what each attempt reads next; returns the row numbers of its text's tokens.
+
+        Who has least to read is served first, so that a short prompt does not wait for a long one.
+        """
         for i, decoding in enumerate(decodings):
             if not decoding.filled:
                 decoding.filled = self.prefixes.fill(decoding, decodings[:i])
-            most = decoding.unread if decoding.unread == 1 else budget
-            spans.append(decoding.read(rows, most if decoding.may_read else 0))
-            if len(spans[-1]) > 1:
-                budget -= len(spans[-1])
+        most, budget = dict.fromkeys(decodings, 0), self.prefill_chunk
+        for decoding in sorted((d for d in decodings if d.may_read), key=lambda d: d.unread):
+            most[decoding] = 1 if decoding.unread == 1 else min(decoding.unread, budget)
+            budget -= most[decoding] if decoding.unread > 1 else 0
+        spans = []
+        for decoding in decodings:
+            spans.append(decoding.read(rows, most[decoding]))
             self._think(decoding, rows)
         return spans
 
@@ -205,7 +221,8 @@ class Decoder:
                 continue  # it ended before, or stood behind a wrong draft
             try:
                 if next_.broken:
-                    raise FloatingPointError("the model's logits are not numbers")
+                    self._start_over(decoding)
+                    continue
                 self._decide(next_, news.setdefault(decoding, Progress()))
             except Exception as error:
                 logger.exception("a decision failed; its attempt ends")
@@ -223,7 +240,8 @@ class Decoder:
             if decoding.idle:
                 decoding.finish("length")
         else:
-            if (right := decoding.decide(next_.chosen)) is not None:
+            right = decoding.decide(next_.chosen)
+            if right is not None and thoughts:  # without a thought a draft is right by nature
                 self.pace.decided(right)
             news.tokens.append(_token(next_.chosen, logits_V, decoding.params.logprobs, thoughts))
             news.text += decoding.tell(next_.chosen)
@@ -235,13 +253,28 @@ class Decoder:
         counts.skipped += not thoughts and next_.decoding.params.thought_depth > 0
         for thought in thoughts:
             self.pace.thought(len(thought.tokens), thought.depth)
-        return tuple(ThoughtRecord(tuple(t.tokens), weight) for t, weight in zip(thoughts, next_.weights, strict=False))
+        return tuple(ThoughtRecord(tuple(t.tokens), weight) for t, weight in zip(thoughts, next_.weights, strict=True))
 
-    def _fail(self, decoding: Decoding, error: Exception) -> Progress:
-        """End an attempt with an error. What its slot holds may be no numbers, which would shine through any mask."""
+    def _start_over(self, decoding: Decoding) -> None:
+        """Read again all that an attempt has read: its slot holds what is no number, which shines through any mask.
+
+        Somebody else may have left it there. Raises FloatingPointError the second time.
+        """
+        if decoding.started_over:
+            raise FloatingPointError("the model's logits are not numbers")
+        logger.warning("an attempt's logits are not numbers; its slot is wiped, and it starts over")
+        decoding.move(decoding.slot)
+        decoding.started_over = decoding.filled = True
+        self.cache.clear(decoding.slot)
+
+    def drop(self, decoding: Decoding) -> None:
+        """End an attempt and wipe its slot: what it holds is nobody's prefix, and may be no numbers."""
         decoding.finish("error")
         decoding.cached = 0
         self.cache.clear(decoding.slot)
+
+    def _fail(self, decoding: Decoding, error: Exception) -> Progress:
+        self.drop(decoding)
         return Progress(finish_reason="error", error=error)
 
 

@@ -56,6 +56,8 @@ class Decoding:
         self.num_prompt = len(prompt)
         self.cached = 0  # base columns written: those of tokens[:cached]
         self.filled = False  # it was seen what other slots hold of its tokens
+        self.awaited: tuple[Decoding, int] | None = None  # one that is reading so many of its tokens just now
+        self.started_over = False  # its slot held what is no number
         self.next_position = 0 if params.prompt_logprobs is not None else len(prompt) - 1  # the next one to decide
         self.flight: deque[Position] = deque()  # the next one to decide and those behind it
         self.ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokens.eos_ids)
@@ -122,7 +124,7 @@ class Decoding:
         self.cached += len(span)
         self.counts.forwards += self.cached >= self.num_prompt
 
-    def unread_again(self) -> None:
+    def take_back(self) -> None:
         """What `read` added was not read, the forward having failed: its positions will be added again."""
         while self.flight and self.flight[-1].number >= self.cached:
             self._give_back(self.flight.pop())
@@ -188,6 +190,11 @@ class Decoding:
         """End here; drafts are forgotten."""
         self.finish_reason = reason
         self._forget(len(self.tokens) - self.num_drafts)
+
+    @property
+    def num_lanes(self) -> int:
+        """How many thoughts may be in flight at once."""
+        return self._num_lanes
 
     def move(self, slot: int) -> None:
         """Go on in another slot, from what is decided: nothing of this attempt has been read there."""

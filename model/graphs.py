@@ -8,6 +8,7 @@ copied to the device at once; nothing in between waits for it.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class StaticForwards:
     def __init__(self, model: QuietModel, cache: Cache, record: bool = True) -> None:
         self._model, self._cache, self._record = model, cache, record
         self._forwards: dict[_Shape, Callable[[Tensor], Tensor] | None] = {}
+        self._pool: Any = None  # of memory, that all recordings share: no two run at once
 
     def run(self, rows: Rows) -> Tensor:
         """Hidden states [N, H] of the rows."""
@@ -91,7 +93,7 @@ class StaticForwards:
         replay = compute
         if self._record:
             try:
-                replay = _recorded(compute)
+                replay = self._recorded(compute)
             except RuntimeError as error:
                 logger.warning("a forward of %s cannot be recorded and runs unrecorded: %s", shape, error)
                 return None
@@ -116,24 +118,28 @@ class StaticForwards:
         attention = CachedAttention(self._cache, slots, columns + scratch, [group])
         return self._model(tokens[None], positions[None], attention)[0]
 
+    def _recorded(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Run a few times beside the main stream, as recording asks for, then record."""
+        with torch.cuda.device(self._model.backbone.device):
+            main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    compute()
+            main.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool):
+                    out = compute()
+            finally:
+                torch.cuda.set_stream(main)  # a recording that fails would leave its own behind
 
-def _recorded(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Run a few times beside the main stream, as recording asks for, then record."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            compute()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
+        def replay() -> Tensor:
+            graph.replay()
+            return out
 
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
+        return replay
 
 
 def _power(count: int, least: int) -> int:

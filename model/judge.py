@@ -87,7 +87,8 @@ class Judge:
         mixed_MH, weights_M = self._model.mix(bases_MH, _stacked(after, like_NH))
         weights = iter(weights_M.tolist())
         for next_ in due:
-            next_.weights = [next(weights) for _ in next_.position.thoughts or [None]]
+            each = [next(weights) for _ in next_.position.thoughts or [None]]
+            next_.weights = each if next_.position.thoughts else ()
         return mixed_MH
 
     def _choose_next(self, due: Sequence[Next], peeks: Sequence[Next]) -> None:
@@ -149,4 +150,6 @@ def _choose_thoughts(thoughts: list[Thought], logits_MV: Tensor) -> list[int]:
 
 
 def _stacked(rows: Sequence[Tensor | None], like_NH: Tensor) -> Tensor:
-    return torch.stack([row for row in rows if row is not None]) if rows else like_NH[:0]
+    held = [row for row in rows if row is not None]
+    assert len(held) == len(rows)
+    return torch.stack(held) if held else like_NH[:0]

@@ -181,7 +181,8 @@ def pack(module: nn.Module, kind: Kind = "float") -> int:
             if layer is not None:
                 setattr(parent, name, layer)
                 packed[type(layer).__name__] += 1
-    _log.info("%s: packed %d of %d linear layers %s", kind, packed.total(), len(places), dict(packed))
+    if packed:
+        _log.info("%d of %d linear layers are packed: %s", packed.total(), len(places), dict(packed))
     return packed.total()
 
 

@@ -15,6 +15,8 @@ from .decoding import Decoding
 _PRIOR_ACCEPTANCE = 0.9
 _SURE = 0.999  # the model has no end where every draft is right
 _MEMORY = 200  # decisions, and forwards of one size, that the running means look back on
+_FIRST = 4  # forwards of a size of which the fastest counts
+_MOST = 5  # times the mean that one forward may count
 _REFRESH = 32  # forwards between two choices for the same batch
 
 
@@ -55,12 +57,12 @@ class ForwardTimes:
     def add(self, rows: int, seconds: float) -> None:
         """One forward was measured."""
         size = round(2 * math.log2(max(rows, 1)))
-        mean_rows, mean_seconds, count = self._sizes.get(size, (0.0, 0.0, 0))
-        if count > 3 and seconds > 5 * mean_seconds:
-            return  # something else held the machine up
-        weight = max(1 / (count + 1), 1 / _MEMORY)
-        mean_rows += weight * (rows - mean_rows)
-        self._sizes[size] = mean_rows, mean_seconds + weight * (seconds - mean_seconds), count + 1
+        mean_rows, mean_seconds, count = self._sizes.get(size, (float(rows), seconds, 0))
+        if count < _FIRST:  # among them may be one that was recorded, or had to wait for memory
+            mean_seconds = min(mean_seconds, seconds)
+        else:  # what takes far longer was held up by something else, or is how it is from now on
+            mean_seconds += (min(seconds, _MOST * mean_seconds) - mean_seconds) / _MEMORY
+        self._sizes[size] = mean_rows + (rows - mean_rows) / _MEMORY, mean_seconds, count + 1
         known = sorted(self._sizes.values())
         self._rows, self._seconds = [k[0] for k in known], [k[1] for k in known]
 
@@ -79,7 +81,7 @@ class ForwardTimes:
 class _Batch:
     """What a choice of D depends on, besides what was measured."""
 
-    thinkers: tuple[tuple[tuple[int, int], int], ...]  # ((thought depth, parallel thoughts), how many attempts)
+    thinkers: tuple[tuple[tuple[int, int, int], int], ...]  # ((thought depth, parallel thoughts, lanes), attempts)
     others: int  # rows of attempts that do not think
 
 
@@ -96,6 +98,8 @@ class Pace:
         self.acceptance = _PRIOR_ACCEPTANCE
         self.thought_share = 1.0  # of its depth that a thought uses
         self.in_flight = fixed or 1  # the last choice
+        if fixed is not None and fixed < 1:
+            raise ValueError(f"pipeline_depth is {fixed}; it must be 1 or more")
         self._fixed, self._may_end = fixed, may_end
         self._choices: dict[_Batch, tuple[int, int]] = {}  # with the forward of the choice
         self._num_forwards = 0
@@ -104,10 +108,12 @@ class Pace:
         """How many positions of each attempt may think at once in this forward."""
         self._num_forwards += 1
         if self._fixed is None:
-            kinds = Counter((d.params.thought_depth, d.params.num_thoughts) for d in decodings)
-            others = sum(count for (depth, _), count in kinds.items() if not depth)
+            kinds = Counter((d.params.thought_depth, d.params.num_thoughts, d.num_lanes) for d in decodings)
+            others = sum(count for (depth, *_), count in kinds.items() if not depth)
             batch = _Batch(tuple(sorted((k, n) for k, n in kinds.items() if k[0])), others)
             self.in_flight = self._chosen(batch)
+            if self.in_flight == 1:  # nothing is drafted, and nothing learnt: what was measured fades
+                self.acceptance += (_PRIOR_ACCEPTANCE - self.acceptance) / (5 * _MEMORY)
         return self.in_flight
 
     def decided(self, accepted: bool) -> None:
@@ -128,7 +134,7 @@ class Pace:
         return chosen
 
     def _best(self, batch: _Batch) -> int:
-        deepest = max((depth for (depth, _), _ in batch.thinkers), default=0)
+        deepest = max((min(depth, lanes // count - 1) for (depth, count, lanes), _ in batch.thinkers), default=0)
         if len(self.times) < 2:
             return deepest + 1
         return max(range(1, deepest + 2), key=lambda in_flight: self._rate(batch, in_flight))
@@ -136,10 +142,10 @@ class Pace:
     def _rate(self, batch: _Batch, in_flight: int) -> float:
         """Tokens a second of the attempts that think."""
         tokens, rows = 0.0, float(batch.others)
-        for (depth, num_thoughts), count in batch.thinkers:
-            length = max(1, round(depth * self.thought_share))
-            per_token = forwards_per_token(length, in_flight, self.acceptance)
-            thoughts = num_thoughts * rows_in_flight(length, in_flight, self.acceptance)
+        for (depth, num_thoughts, lanes), count in batch.thinkers:
+            length, room = max(1, round(depth * self.thought_share)), min(in_flight, lanes // num_thoughts)
+            per_token = forwards_per_token(length, room, self.acceptance)
+            thoughts = num_thoughts * rows_in_flight(length, room, self.acceptance)
             ends = thoughts if self._may_end else thoughts / (length + 1)
             tokens += count / per_token
             rows += count * (1 + thoughts + ends)

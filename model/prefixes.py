@@ -34,8 +34,9 @@ class Prefixes:
     def choose_slot(self, tokens: Sequence[int], free: Sequence[int]) -> int:
         """The best of the free slots: one that holds little else than a prefix of these tokens, or the longest unused."""
         if self._enabled:
-            best = max(free, key=lambda slot: self._shared(self._contents[slot], tokens, len(tokens)))
-            shared = self._shared(self._contents[best], tokens, len(tokens))
+            wanted = list(tokens)  # a tuple equals no list, and slots hold lists
+            shared, best = max((self._shared(self._contents[slot], wanted, len(wanted)), -slot) for slot in free)
+            best = -best
             if shared >= MIN_SHARED and 2 * shared >= self._contents[best].cached:
                 return best
         return min(free, key=lambda slot: (self._last_used[slot], slot))
@@ -43,6 +44,7 @@ class Prefixes:
     def enter(self, decoding: Decoding) -> None:
         """An attempt takes its slot over, with what the slot holds of its tokens."""
         if self._enabled:
+            decoding.counts.looked_up = decoding.num_prompt
             self._reuse(decoding, self._shared(self._contents[decoding.slot], decoding.tokens, decoding.next_position))
         self._contents[decoding.slot] = decoding
         self._touch(decoding.slot)
@@ -56,17 +58,32 @@ class Prefixes:
         """Copy the longest prefix that any slot holds; False: wait, one of those ahead is still reading a longer one."""
         if not self._enabled:
             return True
+        if decoding.awaited is not None:
+            leader, length = decoding.awaited
+            if leader.cached < length and leader in ahead:
+                return False
+            decoding.awaited = None
         tokens, most = decoding.tokens, decoding.next_position
-        coming = (_common(o.tokens, tokens, most) for o in ahead if o.cached < o.num_prompt - 1)
-        source = max(range(self._cache.slots), key=lambda slot: self._shared(self._contents[slot], tokens, most))
-        shared = self._shared(self._contents[source], tokens, most)
-        if max(coming, default=0) >= max(shared, decoding.cached) + MIN_SHARED:
+        slots = range(self._cache.slots)
+        shared, source = max((self._shared(self._contents[slot], tokens, most), slot) for slot in slots)
+        if awaited := self._coming(decoding, ahead, max(shared, decoding.cached) + MIN_SHARED):
+            decoding.awaited = awaited
             return False
         if shared >= decoding.cached + MIN_SHARED:
             self._cache.copy(source, decoding.slot, shared)
             self._touch(source)
             self._reuse(decoding, shared)
         return True
+
+    def _coming(self, decoding: Decoding, ahead: Sequence[Decoding], least: int) -> tuple[Decoding, int] | None:
+        """Who ahead will have read the longest prefix, and its length, if it is worth waiting for.
+
+        Prompts that are scored are not: they are read as fast as is thought after each token.
+        """
+        readers = [o for o in ahead if o.params.prompt_logprobs is None and o.cached < o.num_prompt - 1]
+        lengths = [_common(o.tokens, decoding.tokens, min(decoding.next_position, o.num_prompt)) for o in readers]
+        longest = max(lengths, default=0)
+        return (readers[lengths.index(longest)], longest) if longest >= least else None
 
     def _reuse(self, decoding: Decoding, shared: int) -> None:
         decoding.counts.reused += shared - decoding.cached

@@ -45,6 +45,7 @@ class Counts:
     dropped: int = 0  # drafts behind a rejected one
     thought: int = 0  # positions decided after thinking
     skipped: int = 0  # positions that an adaptive attempt was sure of
+    looked_up: int = 0  # prompt tokens that were looked for in the slots
     reused: int = 0  # prompt tokens whose keys and values another attempt had left
 
 

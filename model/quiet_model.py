@@ -35,7 +35,11 @@ class QuietModel(nn.Module):
         self.backbone = backbone
         self.quiet = quiet
         self.stop_ids = frozenset(stop_ids)
-        self.hidden_ids = [i for i in hidden_ids if i < backbone.vocab_size]
+        hidden = torch.tensor(
+            [i for i in hidden_ids if i < backbone.vocab_size], device=backbone.device, dtype=torch.long
+        )
+        self.hidden_ids: Tensor
+        self.register_buffer("hidden_ids", hidden, persistent=False)
         if quiet is not None:
             size, dtype = backbone.hidden_size, backbone.dtype
             self.start_embedding = nn.Parameter(torch.zeros(size, dtype=dtype))
@@ -77,9 +81,7 @@ class QuietModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., V] in float32; the markers cannot be chosen."""
         logits = self.backbone.logits(hidden)
-        if not self.hidden_ids:
-            return logits
-        return logits.index_fill(-1, torch.tensor(self.hidden_ids, device=logits.device), float("-inf"))
+        return logits.index_fill_(-1, self.hidden_ids, float("-inf")) if len(self.hidden_ids) else logits
 
     def mix(self, base: Tensor, thought: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed hidden states [..., H] and the weight [...] of each thought."""

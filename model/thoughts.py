@@ -117,9 +117,9 @@ class Thought:
 
     def end(self, hidden_NH: Tensor) -> None:
         """Think no more."""
-        self.ended = True
         if self.wants_end:
             self.hidden = hidden_NH[self.end_row].clone()  # a view would keep all rows alive
+        self.ended = True
 
 
 # choose(thoughts, logits): the next token of each thought, from logits [len(thoughts), V].

@@ -48,7 +48,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     device = _device(settings.device)
     loaded = load(settings.model or DEFAULT, dtype=settings.dtype, device=device)
     torch.set_num_threads(settings.num_threads or _num_threads(loaded))
-    loaded.model.speed_up("float" if settings.quantization == "none" else settings.quantization)
+    try:
+        loaded.model.speed_up("float" if settings.quantization == "none" else settings.quantization)
+    except ValueError as error:
+        raise CheckpointError(f"{loaded.name}: {error}") from error
     name = settings.served_model_name or loaded.name
     metrics = Metrics(name)
     engine = _engine(settings, loaded, metrics)
@@ -147,6 +150,7 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             pipeline_depth=settings.pipeline_depth,
             prefix_caching=settings.prefix_caching,
+            cuda_graphs=settings.cuda_graphs,
             observer=metrics,
         )
     except ValueError as error:

@@ -25,7 +25,7 @@ MAX_NUM_THOUGHTS = 8  # parallel thoughts of a position, where the operator does
 
 
 class Observer(Protocol):
-    """What the engine reports; called on its thread, or on the submitter's for a ticket that never got a slot."""
+    """What the engine reports, on its thread; `gauges` on a submitter's too."""
 
     def admitted(self, ticket: Ticket) -> None:
         """It got a slot."""
@@ -70,6 +70,7 @@ class Engine:
         max_num_batched_tokens: prompt tokens read in one forward, of all attempts together.
         pipeline_depth: positions of one attempt that may think at once; None: chosen for each forward.
         prefix_caching: an attempt takes over what any slot holds of its prompt.
+        cuda_graphs: record forwards, on a GPU.
         observer: told of everything worth counting.
 
     Raises ValueError when the model cannot be as long or think as deep as asked.
@@ -88,6 +89,7 @@ class Engine:
         max_num_batched_tokens: int = 256,
         pipeline_depth: int | None = None,
         prefix_caching: bool = True,
+        cuda_graphs: bool = True,
         observer: Observer,
     ) -> None:
         self.tokens, self.quiet, self._observer = tokens, model.quiet, observer
@@ -105,6 +107,7 @@ class Engine:
             prefill_chunk=max_num_batched_tokens,
             pipeline_depth=pipeline_depth,
             reuse_prefixes=prefix_caching,
+            graphs=cuda_graphs,
         )
         self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
         self._work = threading.Condition()  # guards the scheduler
@@ -241,7 +244,7 @@ class Engine:
             logger.exception("a forward failed; its %d attempts end", len(tickets))
             with self._work:
                 for ticket in tickets:
-                    self._decoder.cache.clear(ticket.decoding.slot)
+                    self._decoder.drop(ticket.decoding)
                 self._fail(tickets, FAILED)
             return
         now = time.monotonic()
@@ -285,6 +288,8 @@ class Engine:
         ticket.finish_reason = "error" if isinstance(last, EngineError) else last.finish_reason
         ticket.timing.finished = time.monotonic()
         self._scheduler.remove(ticket)
+        if ticket.decoding is not None and ticket.decoding.finish_reason is None:
+            ticket.decoding.finish(ticket.finish_reason)  # what its slot holds stays; what it had in flight goes
         try:
             self._observer.finished(ticket)
         finally:

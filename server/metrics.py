@@ -43,7 +43,7 @@ disable_created_metrics()
 
 
 class Metrics:
-    """The server's metrics. It is the engine's observer too: `admitted` to `gauges` are called on the device thread.
+    """The server's metrics. It is the engine's observer too: `admitted` to `finished` are called on the device thread.
 
     Args:
         model_name: the value of the label of that name.
@@ -177,11 +177,11 @@ class Metrics:
         if (before := self._counted.get(ticket.number)) is None:
             before = _Counted()
             self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
-            self._prefix_queries.labels(self._model).inc(len(ticket.attempt.prompt))
         now = _Counted(ticket.num_output_tokens, ticket.num_thought_tokens, replace(ticket.counts))
         self._counted[ticket.number] = now
         self._tokens.labels(self._model, "visible").inc(now.visible - before.visible)
         self._tokens.labels(self._model, "thought").inc(now.hidden - before.hidden)
+        self._prefix_queries.labels(self._model).inc(now.counts.looked_up - before.counts.looked_up)
         self._prefix_hits.labels(self._model).inc(now.counts.reused - before.counts.reused)
         for outcome in ("accepted", "rejected", "dropped"):
             more = getattr(now.counts, outcome) - getattr(before.counts, outcome)

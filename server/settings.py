@@ -32,6 +32,7 @@ class Settings:
     max_num_batched_tokens: int = 256
     pipeline_depth: int | None = None  # None is chosen for each forward
     prefix_caching: bool = True
+    cuda_graphs: bool = True
     num_threads: int | None = None  # None is 1 for a small model, torch's default for others
     shutdown_timeout: float = 30.0  # seconds
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
@@ -102,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "--prefix-caching",
         action=argparse.BooleanOptionalAction,
         help="read what prompts have in common only once (default: yes)",
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="record the forwards of a GPU (default: yes)",
     )
     parser.add_argument(
         "--num-threads",

@@ -15,9 +15,9 @@ BACKBONE = tiny.quiet_model().backbone
 
 @pytest.mark.parametrize("max_depth", [0, 1, 4])
 def test_memory_is_what_the_shape_says(max_depth: int) -> None:
-    """Per slot: max_len columns, (t + 1)(t + 2) scratch columns for a full pipeline, one to spare."""
+    """Per slot: max_len columns, (t + 1)(t + 2) scratch columns for a full pipeline, to a multiple of 8; one to spare."""
     cache = Cache(BACKBONE, slots=3, max_len=20, max_depth=max_depth)
-    columns = 20 + (max_depth + 1) * (max_depth + 2) + 1
+    columns = 20 + -(-(max_depth + 1) * (max_depth + 2) // 8) * 8 + 1
     assert cache.num_bytes == 3 * columns * sum(2 * heads * size * 4 for heads, size in BACKBONE.kv_shapes)
 
 

@@ -156,7 +156,7 @@ def test_the_public_layout_under_its_own_model_type(tmp_path: Path) -> None:
 
 def test_markers_among_the_vocabulary_are_found_by_name(tmp_path: Path) -> None:
     public(tmp_path)
-    assert checkpoint.load(tmp_path).model.hidden_ids == [1, 2]
+    assert checkpoint.load(tmp_path).model.hidden_ids.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -293,13 +293,29 @@ def test_a_forward_too_large_for_memory_is_done_in_parts(monkeypatch: pytest.Mon
     assert [result.text for result in generate(engine, prompts, params)] == expected
 
 
-def test_numbers_that_are_none_end_their_own_attempt_only() -> None:
+def test_an_attempt_whose_slot_holds_no_numbers_starts_over() -> None:
+    """Who was cancelled before anybody noticed once left them to an innocent, who failed."""
     engine = decoder()
+    params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True, seed=4)
+    expected = [generate(decoder(), [prompt], params)[0].text for prompt in ([5, 6], [7, 7])]
+    for tensor in engine.cache.keys + engine.cache.values:
+        tensor[0] = torch.nan
+    assert [result.text for result in generate(engine, [[5, 6], [7, 7]], params)] == expected
+
+
+def test_numbers_that_are_none_end_their_own_attempt_only(monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True)
     expected = generate(decoder(), [[7, 7]], params)[0].text
+    engine = decoder()
+    right = engine.model.run
+
+    def run(rows: Rows, cache: Cache) -> torch.Tensor:
+        hidden = right(rows, cache)
+        hidden[[slot == 0 for slot in rows.slots]] = torch.nan
+        return hidden
+
+    monkeypatch.setattr(engine.model, "run", run)
     broken, whole = engine.start(0, [5, 6], params), engine.start(1, [7, 7], params)
-    engine.step([broken, whole])
-    engine.cache.keys[0][0] = torch.nan
     result = Generation()
     while whole.finish_reason is None:
         for decoding, news in engine.step([d for d in (broken, whole) if d.finish_reason is None]):
@@ -308,6 +324,7 @@ def test_numbers_that_are_none_end_their_own_attempt_only() -> None:
             else:
                 result.add(news)
     assert (broken.finish_reason, result.text) == ("error", expected)
+    monkeypatch.undo()
     assert generate(engine, [[7, 7]], params)[0].text == expected, "the slot is clean again"
 
 
@@ -362,6 +379,7 @@ def test_min_tokens_holds_back_the_end_of_the_text() -> None:
     ("prompt", "params", "reason"),
     [
         ([], SamplingParams(), "the prompt is empty"),
+        ([5, -1], SamplingParams(), "token id -1 is out of range"),
         ([5] * 60, SamplingParams(max_tokens=9), "60 prompt tokens and max_tokens 9 exceed the 64"),
         ([5], SamplingParams(thought_depth=7), "thought_depth is 7; it must be at most 6"),
     ],

@@ -49,10 +49,10 @@ def test_what_rows_nobody_asked_for_write_is_seen_by_nobody() -> None:
 
 
 def test_a_shape_that_cannot_be_recorded_runs_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(compute: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("quietserve.model.graphs._recorded", fail)
+    monkeypatch.setattr("quietserve.model.graphs.StaticForwards._recorded", fail)
     engine = decoder(3)
     engine._graphs = StaticForwards(MODEL, engine.cache)
     assert tokens_of(engine) == tokens_of(decoder(3))

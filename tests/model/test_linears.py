@@ -298,7 +298,7 @@ def test_without_the_operator_layers_stay(caplog: pytest.LogCaptureFixture) -> N
     expected = model[0](rows(3, 320))
     with caplog.at_level(logging.INFO, "quietserve.model.linears"):
         assert pack(model) == 1
-    assert "packed 1 of 2 linear layers" in caplog.text
+    assert "1 of 2 linear layers are packed" in caplog.text
     assert torch.equal(model[0](rows(3, 320)), expected)
 
 

@@ -76,6 +76,21 @@ def test_more_attempts_make_a_shallower_pipeline() -> None:
     assert depths[0] > depths[-1]
 
 
+def test_a_pipeline_that_was_given_up_is_tried_again() -> None:
+    """At D = 1 nothing is drafted, so that a bad spell once switched the pipeline off for good."""
+    pace, batch = paced({1: 0.01, 64: 0.03, 256: 0.12}), thinkers(4)
+    pace.acceptance = 0.01
+    chosen = [pace.choose(batch) for _ in range(4000)]
+    assert chosen[0] == 1
+    assert chosen[-1] > 1
+
+
+def test_lanes_limit_how_many_may_think() -> None:
+    pace = paced({1: 0.01, 256: 0.01})
+    wide = Decoding(0, [5], SamplingParams(thought_depth=8, num_thoughts=3), TOKENS, num_lanes=9)
+    assert pace.choose([wide]) == 3
+
+
 def test_a_fixed_depth_is_kept_and_an_unmeasured_one_is_full() -> None:
     assert Pace(fixed=3).choose(thinkers(2)) == 3
     assert Pace().choose(thinkers(2, depth=4)) == 5
@@ -100,10 +115,14 @@ def test_more_rows_are_never_faster_in_one_step_of_the_table(forwards: list[tupl
         assert times(4000) >= times(3000)
 
 
-def test_one_hiccup_is_not_what_a_forward_costs() -> None:
+def test_one_hiccup_is_not_what_a_forward_costs_and_a_new_cost_is_learnt() -> None:
     times = ForwardTimes()
     for rows in (1, 64):
+        times.add(rows, 3.0)  # recorded
         for _ in range(10):
             times.add(rows, 0.01)
     times.add(64, 10.0)
-    assert times(64) == pytest.approx(0.01)
+    assert times(64) == pytest.approx(0.01, rel=0.03)
+    for _ in range(2000):
+        times.add(64, 0.1)
+    assert times(64) == pytest.approx(0.1, rel=0.03)

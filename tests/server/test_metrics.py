@@ -22,7 +22,7 @@ def run(metrics: Metrics, made: Ticket, reason: str = "stop") -> None:
     metrics.admitted(made)
     made.timing.first_token, made.timing.first_output = 101.0, 102.0
     made.num_output_tokens, made.num_thought_tokens = 1, 4
-    made.counts.reused, made.counts.accepted = 2, 1
+    made.counts.looked_up, made.counts.reused, made.counts.accepted = 3, 2, 1
     metrics.decided(made, 1, None)
     made.num_output_tokens, made.num_thought_tokens = 3, 9
     metrics.decided(made, 2, 0.5)

@@ -33,10 +33,13 @@ def test_every_field_is_a_flag() -> None:
         "shutdown-timeout": "1.5",
         "log-level": "error",
     }
-    argv = [part for name, value in flags.items() for part in (f"--{name}", value)] + ["--no-prefix-caching"]
+    argv = [part for name, value in flags.items() for part in (f"--{name}", value)] + [
+        "--no-prefix-caching",
+        "--no-cuda-graphs",
+    ]
     told = Settings.from_args(["folder", *argv])
     assert told == Settings(
-        "folder", "::1", 0, "m", "bfloat16", "int8", "cpu", 64, 2, 0, 3, 5, 4, 32, 6, False, 7, 1.5, "error"
+        "folder", "::1", 0, "m", "bfloat16", "int8", "cpu", 64, 2, 0, 3, 5, 4, 32, 6, False, False, 7, 1.5, "error"
     )
     assert all(value != getattr(Settings(), name) for name, value in vars(told).items())
 
