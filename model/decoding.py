@@ -65,7 +65,7 @@ class Decoding:
         self.finish_reason: str | None = None
         self.thinking = False  # a thought took part in the last forward
         self.counts = Counts()
-        self._num_lanes = num_lanes
+        self.num_lanes = num_lanes  # thoughts that may be in flight at once
         self._free_lanes = list(range(num_lanes))
 
     @property
@@ -141,11 +141,6 @@ class Decoding:
             if position.ended:
                 self._give_back(position)
 
-    def _give_back(self, position: Position) -> None:
-        for lane in position.lanes:
-            heapq.heappush(self._free_lanes, lane)
-        position.lanes = []
-
     def decide(self, token: int) -> bool | None:
         """The token behind the oldest position. A draft that says otherwise goes, with all that was built on it.
 
@@ -191,19 +186,19 @@ class Decoding:
         self.finish_reason = reason
         self._forget(len(self.tokens) - self.num_drafts)
 
-    @property
-    def num_lanes(self) -> int:
-        """How many thoughts may be in flight at once."""
-        return self._num_lanes
-
     def move(self, slot: int) -> None:
         """Go on in another slot, from what is decided: nothing of this attempt has been read there."""
         self._forget(len(self.tokens) - self.num_drafts)
         self.slot, self.cached, self.filled = slot, 0, False
+
+    def _give_back(self, position: Position) -> None:
+        for lane in position.lanes:
+            heapq.heappush(self._free_lanes, lane)
+        position.lanes = []
 
     def _forget(self, length: int) -> None:
         """Keep the first tokens only, and nothing in flight."""
         del self.tokens[length:]
         self.cached = min(self.cached, length)
         self.flight.clear()
-        self._free_lanes = list(range(self._num_lanes))
+        self._free_lanes = list(range(self.num_lanes))
