@@ -42,6 +42,7 @@ class Recompute:
             texts_BT = torch.cat([texts_BT, texts_BT.new_tensor(tokens)[:, None]], dim=1)
         timings = watch.timings()
         timings.cut, timings.forwards_per_token = watch.now(self._forwards), depth + 2
+        timings.thought_tokens = depth * sum(map(len, timings.tokens))
         return timings
 
     def close(self) -> None:
