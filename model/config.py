@@ -13,9 +13,7 @@ class QuietConfig:
 
     thought_depth: int = 8  # most sampled tokens between the markers, as trained: a server's default
     thought_temperature: float = 1.0  # of the thought's own sampling; 0 is greedy
-    thought_stop_tokens: tuple[
-        str, ...
-    ] = ()  # tokens at which a thought ends itself; none: every thought is full length
+    thought_stop_tokens: tuple[str, ...] = ()  # at which a thought ends itself; none: every thought is full length
     start_token: str = "<|startthought|>"  # the marker's name in the tokenizer; refused in prompts, never emitted
     end_token: str = "<|endthought|>"
     mixing_layers: Literal[1, 3] = 3  # linear layers in the mixing head

@@ -16,9 +16,8 @@ class Token:
     """One decided token: of the output, or of a prompt that is scored."""
 
     id: int
-    logprob: float | None = (
-        None  # under the mixed distribution before temperature; None unless asked for, and for a text's first
-    )
+    # Under the mixed distribution before temperature; None unless asked for, and for a text's first.
+    logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     thoughts: tuple[ThoughtRecord, ...] = ()  # the parallel thoughts before it; none at depth 0 and where it was sure
 
@@ -32,7 +31,7 @@ class Progress:
     prompt: list[Token] = field(default_factory=list)  # scored prompt tokens, in order; with params.prompt_logprobs
     finish_reason: str | None = None  # "stop", "length" or "error"; nothing follows it
     error: Exception | None = None  # why it ended with an error
-    num_thought_tokens: int = 0  # hidden tokens of the thoughts before these tokens
+    num_thought_tokens: int = 0  # of the thoughts before all these tokens, the prompt's included
 
 
 @dataclass(slots=True)

@@ -51,9 +51,7 @@ class Figures:
     inter_token_s: float | None  # between a request's tokens in the steady state: median
     inter_token_p95_s: float | None
     tokens: float  # visible tokens of a request that the throughput was measured over: a mean over requests
-    extrapolated: bool = (
-        False  # the throughput was worked out from forwards: there were no two tokens to measure between
-    )
+    extrapolated: bool = False  # worked out from forwards: there were no two tokens to measure between
 
 
 class Stopwatch:
