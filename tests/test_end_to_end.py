@@ -5,12 +5,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +19,9 @@ import pytest
 import tiny
 from quietserve.model.bundled import DEFAULT
 from quietserve.server.__main__ import main as serve
+from serving import COMMAND, ENVIRONMENT, serving
 
-COMMAND = [sys.executable, "-m", "quietserve.clients.command"]
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-@contextmanager
-def serving(*flags: str, **settings: Any) -> Iterator[str]:
-    """Run `quietserve serve` until it says where it listens; yields the address, ends it with SIGTERM."""
-    command = [*COMMAND, "serve", "--port", "0", "--log-level", "warning", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **({"env": ENVIRONMENT} | settings)) as process:
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline()
-            found = re.search(r"http://\S+?:\d+", said)
-            assert found, f"the server said {said!r}"
-            wait_until_ready(found.group())
-            yield found.group()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-
-
-def wait_until_ready(url: str) -> None:
-    with httpx.Client(transport=httpx.HTTPTransport(retries=50)) as client:
-        assert client.get(f"{url}/ready", timeout=30).status_code == 200
 
 
 @pytest.fixture(scope="module")
