@@ -66,6 +66,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # the same for the prompt, scored with thoughts at every position
     thought_depth: int = 0  # 0: no thought at all, the plain base model
     thought_temperature: float = 1.0  # 0 is greedy
+    thinking_token_budget: int | None = None  # hidden tokens in all; then it goes on without thoughts. None: no limit
     num_thoughts: int = 1  # parallel thoughts at each position; the distributions after them are averaged
     thought_threshold: float | None = None  # nats: think only where the base's entropy is at least this; None: always
 
@@ -81,6 +82,8 @@ class SamplingParams:
         _check(0 < self.repetition_penalty <= 2, "repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
         _check(self.thought_depth >= 0, "thought_depth", self.thought_depth, "0 or more")
         _check(0 <= self.thought_temperature <= 2, "thought_temperature", self.thought_temperature, "between 0 and 2")
+        budget = self.thinking_token_budget
+        _check(budget is None or budget >= 0, "thinking_token_budget", budget, "0 or more")
         _check(self.num_thoughts >= 1, "num_thoughts", self.num_thoughts, "1 or more")
         _check(
             self.thought_threshold is None or self.thought_threshold >= 0,

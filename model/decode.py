@@ -67,6 +67,7 @@ class Decoder:
         self.pace = Pace(pipeline_depth, may_end=bool(model.stop_ids))
         self.prefixes = Prefixes(cache, reuse_prefixes)
         self.num_rows = 0  # of the last step
+        self.num_out_of_memory = 0  # forwards of the last step for which memory did not suffice
         self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
         self._judge = Judge(model, tokens, choose)
 
@@ -105,7 +106,7 @@ class Decoder:
         A forward that raises is repeated by halves, until it is known whose fault it is: only those end, with an error.
         It can be, since up to its commit a forward changes nothing that a second one would not find or do again.
         """
-        self.num_rows = 0
+        self.num_rows = self.num_out_of_memory = 0
         idle = [(d, _finish_idle(d)) for d in decodings if d.idle]
         return idle + self._step([d for d in decodings if d.finish_reason is None])
 
@@ -135,6 +136,7 @@ class Decoder:
         try:
             return self._forward(decodings)
         except Exception as error:
+            self.num_out_of_memory += is_out_of_memory(error)
             for decoding in decodings:
                 decoding.take_back()
             if len(decodings) == 1:
@@ -192,9 +194,11 @@ class Decoder:
                     decoding.thinking = True
 
     def _begin(self, decoding: Decoding, position: Position) -> bool:
-        """Let a position think, if there are lanes for its thoughts."""
-        params = decoding.params
-        count = params.num_thoughts if params.thought_depth else 0
+        """Let a position think, if there are lanes for its thoughts and it is known how deep it may."""
+        params, depth = decoding.params, decoding.depth_of(position)
+        if depth is None:
+            return False
+        count = params.num_thoughts if depth else 0
         position.lanes = decoding.take_lanes(count)
         if len(position.lanes) < count:
             return False
@@ -203,7 +207,7 @@ class Decoder:
                 slot=decoding.slot,
                 position=position.number,
                 own_from=self.cache.lane(lane, params.thought_depth),
-                depth=params.thought_depth,
+                depth=depth,
                 stops=self.model.stop_ids,
                 seed=thought_seed(params.seed, index),
                 temperature=params.thought_temperature,
@@ -250,7 +254,7 @@ class Decoder:
     def _record(self, next_: Next) -> tuple[ThoughtRecord, ...]:
         thoughts, counts = next_.position.thoughts or [], next_.decoding.counts
         counts.thought += bool(thoughts)
-        counts.skipped += not thoughts and next_.decoding.params.thought_depth > 0
+        counts.skipped += not thoughts and next_.decoding.params.thought_threshold is not None
         for thought in thoughts:
             self.pace.thought(len(thought.tokens), thought.depth)
         return tuple(ThoughtRecord(tuple(t.tokens), weight) for t, weight in zip(thoughts, next_.weights, strict=True))
@@ -304,6 +308,11 @@ def generate(
                 del running[decoding]
                 free.append(decoding.slot)
     return generations
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A device's memory, or the machine's, did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def thought_seed(seed: int, index: int) -> int:

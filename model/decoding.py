@@ -4,6 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -21,6 +22,11 @@ class Position:
     thoughts: list[Thought] | None = None  # None: not begun, for want of lanes; empty: decided without a thought
     lanes: list[int] = field(default_factory=list)  # the scratch strips its thoughts hold
     base: Tensor | None = None  # hidden state of its token, [H]
+
+    @property
+    def num_hidden(self) -> int:
+        """Tokens of its thoughts so far."""
+        return sum(len(thought.tokens) for thought in self.thoughts or ())
 
     @property
     def fresh(self) -> bool:
@@ -65,6 +71,7 @@ class Decoding:
         self.finish_reason: str | None = None
         self.thinking = False  # a thought took part in the last forward
         self.counts = Counts()
+        self.num_hidden = 0  # tokens of the thoughts behind what is decided
         self.num_lanes = num_lanes  # thoughts that may be in flight at once
         self._free_lanes = list(range(num_lanes))
 
@@ -107,6 +114,21 @@ class Decoding:
         """The token behind a position is the prompt's: it is scored, not chosen."""
         return position.number < self.num_prompt - 1
 
+    def depth_of(self, position: Position) -> int | None:
+        """How deep a position of the flight may think, all older ones having begun; None: that depends on how they end.
+
+        A budget is spent in the order of the text, the last of it on a thought that is cut short. It is the same at every
+        pipeline depth, because nobody begins whose share could still change.
+        """
+        depth, count, budget = self.params.thought_depth, self.params.num_thoughts, self.params.thinking_token_budget
+        if budget is None or not depth:
+            return depth
+        older = list(takewhile(lambda p: p is not position, self.flight))
+        spent = self.num_hidden + sum(p.num_hidden for p in older)
+        unspent = sum(t.depth - len(t.tokens) for p in older for t in p.thoughts or () if not t.ended)
+        most, least = ((budget - used) // count for used in (spent, spent + unspent))
+        return min(depth, max(least, 0)) if unspent == 0 or least >= depth or most <= 0 else None
+
     def read(self, rows: Rows, most: int) -> range:
         """Add rows for the next tokens, and the positions that can be decided once they are read; returns the row numbers."""
         span = rows.add_base(self.slot, self.tokens[self.cached : self.cached + most], self.cached)
@@ -147,7 +169,7 @@ class Decoding:
         Returns whether the draft was right; None where there was none.
         """
         self.next_position += 1
-        self.flight.popleft()
+        self.num_hidden += self.flight.popleft().num_hidden
         if len(self.tokens) > self.next_position:
             if self.tokens[self.next_position] == token:
                 self.counts.accepted += 1
@@ -163,7 +185,7 @@ class Decoding:
     def score(self) -> int:
         """The prompt's token behind the oldest position."""
         self.next_position += 1
-        self.flight.popleft()
+        self.num_hidden += self.flight.popleft().num_hidden
         return self.tokens[self.next_position]
 
     def tell(self, token: int) -> str:

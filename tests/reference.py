@@ -4,7 +4,7 @@ A thought after x_i sees x_0 .. x_i and itself, which is what a plain causal mod
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,8 +43,11 @@ class Reference:
         with torch.no_grad():
             return self.lm.base_model(inputs_embeds=embeds_TH[None], use_cache=False).last_hidden_state[0, -1]
 
-    def step(self, tokens: list[int], params: SamplingParams) -> Step:
-        """Think after `tokens` and give the mixed logits of the next one."""
+    def step(self, tokens: list[int], params: SamplingParams, num_hidden: int = 0) -> Step:
+        """Think after `tokens` and give the mixed logits of the next one; `num_hidden` tokens were thought before."""
+        if params.thinking_token_budget is not None:
+            left = (params.thinking_token_budget - num_hidden) // params.num_thoughts
+            params = replace(params, thought_depth=min(params.thought_depth, left))
         base = self.lm.get_input_embeddings()(torch.tensor(tokens))
         h_base = self.hidden(base)
         logits = self._logits(h_base)
@@ -81,9 +84,10 @@ class Reference:
     def generate(self, prompt: list[int], params: SamplingParams, eos: frozenset[int]) -> tuple[list[int], list[Step]]:
         """Visible tokens and the steps that gave them."""
         output: list[int] = []
-        steps = []
+        steps: list[Step] = []
         while len(output) < params.max_tokens and not (output and output[-1] in eos):
-            step = self.step(prompt + output, params)
+            num_hidden = sum(len(thought) for step in steps for thought in step.thoughts)
+            step = self.step(prompt + output, params, num_hidden)
             draw = Draw(params, prompt + output, len(prompt), eos)
             output.append(sample(step.logits[None], [draw])[0])
             steps.append(step)

@@ -51,6 +51,7 @@ def params(draw: st.DrawFn) -> SamplingParams:
         thought_temperature=warmth,
         num_thoughts=draw(st.integers(1, 3)),
         thought_threshold=draw(st.sampled_from([None, None, 4.65])),
+        thinking_token_budget=draw(st.none() | st.integers(0, 60)),
         logprobs=draw(st.sampled_from([None, 3])),
     )
 
@@ -162,24 +163,46 @@ def test_whatever_the_schedule_does_an_attempt_decides_the_same(
     st.integers(0, 4),
     st.integers(1, 2),
     st.sampled_from([None, 3.0]),
+    st.none() | st.integers(0, 30),
     st.integers(2, 9),
     st.integers(1, 20),
 )
 def test_scoring_thinks_at_every_position(
-    text: list[int], depth: int, num_thoughts: int, threshold: float | None, lanes: int, chunk: int
+    text: list[int],
+    depth: int,
+    num_thoughts: int,
+    threshold: float | None,
+    budget: int | None,
+    lanes: int,
+    chunk: int,
 ) -> None:
     params = SamplingParams(
-        max_tokens=0, prompt_logprobs=2, thought_depth=depth, num_thoughts=num_thoughts, thought_threshold=threshold
+        max_tokens=0,
+        prompt_logprobs=2,
+        thought_depth=depth,
+        num_thoughts=num_thoughts,
+        thought_threshold=threshold,
+        thinking_token_budget=budget,
     )
+    num_hidden = 0
     result = generate(decoder("aeiou", 1, lanes, prefill_chunk=chunk), [text], params)[0]
     assert [token.id for token in result.prompt] == text
     assert result.prompt[0].logprob is None
     assert result.tokens == []
     assert result.finish_reason == "length"
     for i, token in enumerate(result.prompt[1:]):
-        expected = REFERENCES["aeiou"].step(text[: i + 1], params).logits.log_softmax(-1)
+        step = REFERENCES["aeiou"].step(text[: i + 1], params, num_hidden)
+        num_hidden += sum(map(len, step.thoughts))
+        expected = step.logits.log_softmax(-1)
         assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-3)
         assert len(token.top_logprobs) == 2
+
+
+def test_a_budget_is_spent_to_the_last_token_and_then_it_goes_on_without_thoughts() -> None:
+    params = SamplingParams(max_tokens=12, thought_depth=4, ignore_eos=True, thinking_token_budget=10)
+    result = generate(decoder(), [[5, 6, 7]], params)[0]
+    assert [len(t.thoughts[0].token_ids) if t.thoughts else 0 for t in result.tokens] == [4, 4, 2, *[0] * 9]
+    assert result.counts.skipped == 0, "nobody was sure of anything"
 
 
 def test_a_thought_costs_one_forward_more_than_its_tokens() -> None:
