@@ -1,7 +1,6 @@
 """`quietserve chat`: ask a running server in the terminal, and watch it think."""
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -92,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     """Answer one question, or a terminal full of them; 1 if the server cannot be asked."""
     args = _parser().parse_args(argv)
     try:
-        with Client(args.url, api_key=os.environ.get("QUIETSERVE_API_KEY")) as client:
+        with Client(args.url) as client:
             chat = Chat(
                 client,
                 model=args.model or _first_model(client),
@@ -123,10 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quietserve chat",
         description="Ask a running server: one question given here, or as many as you type.",
-        epilog="An API key is read from QUIETSERVE_API_KEY, where other users of the machine cannot see it.",
+        epilog="An API key is read from the environment's QUIETSERVE_API_KEY, where other users cannot see it.",
     )
     parser.add_argument("question", nargs="?", help="answer this and exit")
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server's address (%(default)s)")
+    parser.add_argument("--url", help=f"the server's address (the environment's QUIETSERVE_URL, or {DEFAULT_URL})")
     parser.add_argument("--model", help="the model to ask (the first one served)")
     parser.add_argument("--depth", type=parse_depth, metavar="N", help="thought depth (the server's default)")
     parser.add_argument("--show-thoughts", action="store_true", help="show the thoughts in brackets")

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 
 SUMMARIES = {
     "serve": "serve a checkpoint over HTTP; the bundled one if none is named",
+    "check-config": "print the settings that serve would have",
     "chat": "ask a running server in the terminal",
     "train": "make a checkpoint",
     "bench": "measure how fast it decodes, beside other ways of doing the same",
@@ -46,7 +47,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _usage(names: Iterable[str]) -> str:
     known = [name for name in SUMMARIES if name in names]
-    lines = [f"  {name:<10}{SUMMARIES.get(name, '')}".rstrip() for name in [*known, *sorted(set(names) - set(known))]]
+    lines = [f"  {name:<14}{SUMMARIES.get(name, '')}".rstrip() for name in [*known, *sorted(set(names) - set(known))]]
     heading = (
         "usage: quietserve COMMAND [arguments]; --help after a command lists its own, --version prints the version"
     )

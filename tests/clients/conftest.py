@@ -82,6 +82,12 @@ class FakeServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
+@pytest.fixture(autouse=True)
+def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QUIETSERVE_URL", "QUIETSERVE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def fake_server() -> Iterator[FakeServer]:
     with FakeServer() as server:

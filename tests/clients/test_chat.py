@@ -164,7 +164,7 @@ def test_control_c_stops_an_answer_and_lets_go_of_it(capsys, typed):
 
         def stream_chat(self, messages, **_):
             try:
-                yield Delta(0, f"{messages[0]['content']} ...", None, "", (), None, {})
+                yield Delta(index=0, text=f"{messages[0]['content']} ...")
                 raise KeyboardInterrupt
             finally:
                 self.closed = True

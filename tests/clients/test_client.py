@@ -5,81 +5,16 @@ import json
 import pickle
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, closing
-from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from canned import CHAT, CHUNKS, COMPLETION, events
 
-from quietserve.clients.client import (
-    ApiError,
-    AsyncClient,
-    Call,
-    Client,
-    Delta,
-    StreamReader,
-    Thought,
-    Usage,
-    chat_call,
-    streamed,
-)
+from quietserve.clients.calls import Call, chat_call
+from quietserve.clients.client import ApiError, AsyncClient, Client, Delta, Thought, Tokenization, Usage
 
 Handler = Callable[[httpx.Request], httpx.Response]
-
-THOUGHT = {
-    "position": 0,
-    "token": "8",
-    "thought": "3 up 5",
-    "token_ids": [7, 9, 4],
-    "mixing_weight": 0.75,
-    "thought_index": 0,
-}
-USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 6,
-    "total_tokens": 17,
-    "completion_tokens_details": {"reasoning_tokens": 4, "draft_tokens": 0, "discarded_tokens": 0},
-}
-MESSAGE = {"role": "assistant", "content": "8", "reasoning": "3 up 5", "reasoning_content": "3 up 5"}
-CHAT = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "model": "tiny",
-    "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop", "thoughts": [THOUGHT]}],
-    "usage": USAGE,
-}
-COMPLETION = {
-    "id": "cmpl-1",
-    "object": "text_completion",
-    "model": "tiny",
-    "choices": [
-        {"index": 0, "text": " 8", "finish_reason": "length", "logprobs": None},
-        {"index": 1, "text": " 9", "finish_reason": "stop", "logprobs": None},
-    ],
-    "usage": USAGE,
-}
-
-
-def chunk(delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, **extra}
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "tiny", "choices": [choice]}
-
-
-CHUNKS = [
-    chunk({"role": "assistant", "content": ""}),
-    chunk({"content": "é\u2028", "reasoning": "3 up 5"}, thoughts=[THOUGHT]),
-    chunk({"content": "8"}),
-    chunk({}, "stop"),
-    {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "tiny", "choices": [], "usage": USAGE},
-]
-
-
-def events(*bodies: Any, end: str = "data: [DONE]\n\n") -> bytes:
-    """A stream as the server writes it: comments between the events, characters beyond ASCII left as they are."""
-    written = [f": keep-alive\n\ndata: {json.dumps(body, ensure_ascii=False)}\n\n" for body in bodies]
-    return ("".join(written) + end).encode()
 
 
 def answering(body: Any = None, status: int = 200, content: bytes | None = None, **headers: str) -> Handler:
@@ -88,23 +23,50 @@ def answering(body: Any = None, status: int = 200, content: bytes | None = None,
     return lambda _: httpx.Response(status, headers=named, **options)
 
 
-@pytest.fixture(params=["sync", "async"])
-def call(request):
-    """Runs one method of a client against a handler and gives its result, a stream as a list."""
+class Caller:
+    """Runs one method of a client against a handler and gives its result, a stream as a list; notes the waits."""
 
-    def call_blocking(handler: Handler, method: str, *args: Any, **kwargs: Any) -> Any:
-        with Client(transport=httpx.MockTransport(handler)) as client:
-            result = getattr(client, method)(*args, **kwargs)
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.waits: list[float] = []
+
+    def __call__(
+        self, handler: Handler, method: str, *args: Any, options: dict[str, Any] | None = None, **params: Any
+    ) -> Any:
+        settings = {"transport": httpx.MockTransport(handler), **(options or {})}
+        if self.kind == "async":
+            return asyncio.run(self.call_async(settings, method, *args, **params))
+        with Client(sleep=self.waits.append, **settings) as client:
+            result = getattr(client, method)(*args, **params)
             return list(result) if method.startswith("stream") else result
 
-    async def call_async(handler: Handler, method: str, *args: Any, **kwargs: Any) -> Any:
-        async with AsyncClient(transport=httpx.MockTransport(handler)) as client:
-            result = getattr(client, method)(*args, **kwargs)
+    async def call_async(self, settings: dict[str, Any], method: str, *args: Any, **params: Any) -> Any:
+        async def sleep(wait_s: float) -> None:
+            self.waits.append(wait_s)
+
+        async with AsyncClient(sleep=sleep, **settings) as client:
+            result = getattr(client, method)(*args, **params)
             return [delta async for delta in result] if method.startswith("stream") else await result
 
-    if request.param == "sync":
-        return call_blocking
-    return lambda *args, **kwargs: asyncio.run(call_async(*args, **kwargs))
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest) -> Caller:
+    return Caller(request.param)
+
+
+class Replies:
+    """A handler that gives one reply after the other, raising those that are exceptions."""
+
+    def __init__(self, *replies: httpx.Response | type[httpx.RequestError]) -> None:
+        self.left = list(replies)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        reply = self.left.pop(0)
+        if isinstance(reply, type):
+            raise reply("broken", request=request)
+        return reply
 
 
 def test_chat_reads_the_whole_reply(call):
@@ -169,23 +131,8 @@ def test_stream_chat(call):
 def test_stream_complete(call):
     body = {"choices": [{"index": 1, "text": " 8", "finish_reason": None}]}
     deltas = call(answering(content=events(body)), "stream_complete", "3 + 5 =")
-    assert deltas == [Delta(1, " 8", None, "", (), None, body)]
-
-
-@given(st.lists(st.integers(0, 2000), max_size=12), st.sampled_from([b"\n", b"\r\n"]))
-def test_a_stream_reads_the_same_however_it_is_cut(cuts, newline):
-    content = events(*CHUNKS).replace(b"\n", newline)
-    reader = StreamReader(streamed(chat_call("hi", None, {})), httpx.Response(200))
-    edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
-    pieces = [content[start:end] for start, end in pairwise(edges)]
-    deltas = [delta for piece in pieces for delta in reader.feed(piece)]
-    reader.finish()
-    assert "".join(delta.text for delta in deltas) == "é\u20288"
-
-
-def test_an_event_may_span_data_lines():
-    reader = StreamReader(streamed(chat_call("hi", None, {})), httpx.Response(200))
-    assert len(list(reader.feed(b'event: x\ndata: {"choices":\ndata: []}\n\n'))) == 1
+    assert deltas == [Delta(index=1, text=" 8")]
+    assert deltas[0].raw == body
 
 
 ERROR = {"message": "thought_depth 99 is above 16", "type": "invalid_request_error", "param": "thought_depth"}
@@ -265,26 +212,201 @@ def test_connection_failures_are_one_line(call, method, raised, code, says):
         call(fail, method, *(["hi"] if "chat" in method else []))
     assert (caught.value.status, caught.value.code) == (None, code)
     assert "\n" not in str(caught.value)
+    assert len(call.waits) == (2 if caught.value.retryable else 0)
 
 
 def test_models(call):
-    listed = [
-        {"id": "tiny", "max_model_len": 256, "capabilities": {"thinking": True, "max_thought_depth": 16}},
-        {"id": "plain", "parent": "tiny"},
-    ]
-    models = call(answering({"object": "list", "data": listed}), "models")
-    assert [(model.id, model.max_model_len, model.max_thought_depth) for model in models] == [
-        ("tiny", 256, 16),
-        ("plain", None, None),
-    ]
+    able = {"thinking": True, "max_thought_depth": 16, "self_correction": False, "rankers": ["asc"], "probes": []}
+    listed = [{"id": "tiny", "max_model_len": 256, "capabilities": able}, {"id": "plain", "parent": "tiny"}]
+    tiny, plain = call(answering({"object": "list", "data": listed}), "models")
+    assert (tiny.id, tiny.parent, tiny.max_model_len, tiny.max_thought_depth) == ("tiny", None, 256, 16)
+    assert (tiny.capabilities.thinking, tiny.capabilities.rankers) == (True, ("asc",))
+    assert (plain.id, plain.parent, plain.max_model_len, plain.max_thought_depth) == ("plain", "tiny", None, None)
 
 
 def test_ready(call):
     loading = {"error": {"message": "loading", "type": "server_error", "param": None, "code": "model_loading"}}
     assert call(answering({}), "ready") is True
-    assert call(answering(loading, 503), "ready") is False
+    assert call(answering(loading, 503, retry_after="1"), "ready") is False
+    assert call.waits == []
     with pytest.raises(ApiError, match="404"):
         call(answering(status=404, content=b""), "ready")
+
+
+def test_tokenize_a_text(call):
+    replies = Replies(httpx.Response(200, json={"count": 2, "max_model_len": 256, "tokens": [7, 8]}))
+    assert call(replies, "tokenize", "a b", add_special_tokens=False) == Tokenization((7, 8), (), 256)
+    assert replies.requests[0].url.path == "/tokenize"
+    assert json.loads(replies.requests[0].content) == {"prompt": "a b", "add_special_tokens": False}
+
+
+def test_tokenize_a_conversation(call):
+    replies = Replies(httpx.Response(200, json={"count": 1, "tokens": [7], "token_strs": [" a"]}))
+    messages = [{"role": "user", "content": "a"}]
+    assert call(replies, "tokenize", messages, return_token_strs=True) == Tokenization((7,), (" a",), None)
+    assert json.loads(replies.requests[0].content) == {"messages": messages, "return_token_strs": True}
+
+
+def test_detokenize(call):
+    replies = Replies(httpx.Response(200, json={"prompt": "a b"}))
+    assert call(replies, "detokenize", (7, 8)) == "a b"
+    assert replies.requests[0].url.path == "/detokenize"
+    assert json.loads(replies.requests[0].content) == {"tokens": [7, 8]}
+
+
+def test_cancel(call):
+    gone = {"error": {"message": "No such request.", "type": "x", "param": None, "code": "not_found"}}
+    replies = Replies(httpx.Response(200, json={}), httpx.Response(404, json=gone))
+    assert call(replies, "cancel", "job-1") is True
+    assert call(replies, "cancel", "job-1") is False
+    assert [(sent.method, sent.url.path) for sent in replies.requests] == [("POST", "/v1/requests/job-1/cancel")] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "reply"),
+    [
+        ("chat", ("hi",), {"json": CHAT}),
+        ("complete", ("hi",), {"json": COMPLETION}),
+        ("stream_chat", ("hi",), {"content": events(*CHUNKS)}),
+        ("stream_complete", ("hi",), {"content": events(*CHUNKS)}),
+    ],
+)
+def test_a_request_may_have_an_id_of_its_own(call, method, args, reply):
+    replies = Replies(httpx.Response(200, headers={"x-request-id": "job-1"}, **reply))
+    result = call(replies, method, *args, request_id="job-1")
+    assert {part.request_id for part in (result if isinstance(result, list) else [result])} == {"job-1"}
+    assert replies.requests[0].headers["x-request-id"] == "job-1"
+    assert "request_id" not in json.loads(replies.requests[0].content)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "é", "a\nb", "../models", ".", "-a", "a" * 129])
+@pytest.mark.parametrize("method", ["chat", "cancel"])
+def test_an_id_that_a_server_would_not_keep(call, method, request_id):
+    args, params = (("hi",), {"request_id": request_id}) if method == "chat" else ((request_id,), {})
+    with pytest.raises(ValueError, match="request_id"):
+        call(Replies(), method, *args, **params)
+
+
+def test_the_servers_deadline_is_a_parameter_like_others(call):
+    replies = Replies(httpx.Response(200, json=CHAT))
+    call(replies, "chat", "hi", timeout_s=5)
+    assert json.loads(replies.requests[0].content)["timeout_s"] == 5
+
+
+def test_how_long_the_client_waits(call):
+    replies = Replies(httpx.Response(200, json=CHAT), httpx.Response(200, content=events(*CHUNKS)))
+    for method in ("chat", "stream_chat"):
+        call(replies, method, "hi", options={"read_timeout_s": 7})
+    whole, stream = (sent.extensions["timeout"]["read"] for sent in replies.requests)
+    assert 0 < whole <= 7  # what is left of it
+    assert stream == 7
+
+
+# --- trying again ----------------------------------------------------------------------------------------------------
+
+
+def busy(status: int = 503, code: str = "queue_full", **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    error = {"message": "Not now.", "type": "server_error", "param": None, "code": code}
+    return httpx.Response(status, json={"error": error}, headers=named)
+
+
+@pytest.mark.parametrize("method", ["chat", "stream_chat"])
+@pytest.mark.parametrize("first", [busy(429), busy(503), httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
+def test_what_may_pass_is_tried_again(call, method, first):
+    first = first if isinstance(first, type) else httpx.Response(first.status_code, content=first.content)
+    last = {"json": CHAT} if method == "chat" else {"content": events(*CHUNKS)}
+    replies = Replies(first, httpx.Response(200, **last))
+    result = call(replies, method, "hi", seed=3, request_id="job-1")
+    assert "".join(part.text for part in (result if isinstance(result, list) else [result])).endswith("8")
+    assert len(call.waits) == 1
+    one, other = replies.requests
+    assert (one.content, one.headers["x-request-id"]) == (other.content, other.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("code", ["queue_full", "draining", "model_loading", "out_of_memory"])
+def test_after_the_last_attempt_the_error_is_told(call, code):
+    replies = Replies(*[busy(code=code, retry_after="1", x_request_id=f"req-{i}") for i in range(3)])
+    with pytest.raises(ApiError, match=r"Not now\.") as caught:
+        call(replies, "chat", "hi")
+    error = caught.value
+    assert (error.code, error.retryable, error.retry_after_s, error.request_id) == (code, True, 1, "req-2")
+    assert len(call.waits) == 2
+    assert all(wait_s >= 1 for wait_s in call.waits)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500, 504])
+def test_what_will_not_pass_is_told_at_once(call, status):
+    with pytest.raises(ApiError) as caught:
+        call(Replies(busy(status, code="no")), "chat", "hi")
+    assert not caught.value.retryable
+    assert call.waits == []
+
+
+def test_no_retries_where_none_are_wanted(call):
+    with pytest.raises(ApiError):
+        call(Replies(busy()), "chat", "hi", options={"max_retries": 0})
+
+
+@pytest.mark.parametrize("options", [{"max_retry_wait_s": 19}, {"read_timeout_s": 19}])
+def test_a_wait_that_is_too_long_is_not_begun(call, options):
+    with pytest.raises(ApiError) as caught:
+        call(Replies(busy(retry_after="20")), "chat", "hi", options=options)
+    assert caught.value.retry_after_s == 20
+    assert call.waits == []
+
+
+@pytest.mark.parametrize("options", [{"max_retries": -1}, {"max_retry_wait_s": -1}, {"max_retry_wait_s": float("nan")}])
+def test_a_patience_that_is_none(options):
+    with pytest.raises(ValueError, match="below 0"):
+        Client(**options)
+
+
+def test_a_stream_that_has_begun_is_never_replayed(call):
+    failed = {"error": {"message": "gone", "type": "server_error", "param": None, "code": "out_of_memory"}}
+    for content in (events(failed), events(CHUNKS[1], end=""), b""):
+        with pytest.raises(ApiError) as caught:
+            call(Replies(httpx.Response(200, content=content)), "stream_chat", "hi")
+        assert caught.value.retryable  # by who knows what has been done with the beginning
+    assert call.waits == []
+
+
+def test_a_reply_that_breaks_off_is_not_asked_for_again(call):
+    class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self):
+            yield b"{"
+            raise httpx.ReadError("gone")
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"{"
+            raise httpx.ReadError("gone")
+
+    with pytest.raises(ApiError, match="broke off"):
+        call(Replies(httpx.Response(200, stream=Broken())), "chat", "hi")
+    assert call.waits == []
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_address_and_key_from_the_environment(client_class, monkeypatch):
+    assert client_class().base_url == "http://127.0.0.1:8000"
+    monkeypatch.setenv("QUIETSERVE_URL", "http://host:1")
+    assert client_class().base_url == "http://host:1"
+    assert client_class("http://other:2").base_url == "http://other:2"
+
+
+def test_key_from_the_environment(call, monkeypatch):
+    monkeypatch.setenv("QUIETSERVE_API_KEY", "secret")
+    replies = Replies(*[httpx.Response(200, json=CHAT) for _ in range(3)])
+    for options in ({}, {"api_key": "other"}, {"api_key": ""}):
+        call(replies, "chat", "hi", options=options)
+    assert [sent.headers.get("authorization") for sent in replies.requests] == ["Bearer secret", "Bearer other", None]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "clé", "a\x00"])
+def test_a_key_that_no_header_can_hold_is_not_repeated(key):
+    with pytest.raises(ValueError, match="visible ASCII") as caught:
+        Client(api_key=key)
+    assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient])
@@ -385,5 +507,7 @@ def test_over_a_socket_async(fake_server):
 
 def test_nobody_listens(fake_server):
     fake_server.server_close()
-    with Client(fake_server.url) as client, pytest.raises(ApiError, match="is the server running"):
+    waits = []
+    with Client(fake_server.url, sleep=waits.append) as client, pytest.raises(ApiError, match="is the server running"):
         client.models()
+    assert len(waits) == 2
