@@ -1,14 +1,19 @@
 """`quietserve serve`: the only place where settings, checkpoint, engine and HTTP meet."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
+import os
 import shlex
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -16,11 +21,19 @@ import uvicorn
 
 from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
+from ..model.linears import Kind
 from .app import create_app
 from .engine import Engine
+from .errors import ApiError
+from .logs import configure
 from .metrics import Metrics
 from .pipeline import Pipeline
+from .presets import Preset
+from .routes import Service
+from .schemas import CompletionRequest
 from .settings import Settings, SettingsError
+
+logger = logging.getLogger("quietserve.server")
 
 EXAMPLE_PROMPT = (
     "Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. "
@@ -29,6 +42,7 @@ EXAMPLE_PROMPT = (
 EXAMPLE_DEPTH = 12
 SMALL_MODEL = 20_000_000  # parameters
 
+_PACKED: dict[str, Kind] = {"half": "half", "int8": "int8"}  # our own; the others are done while loading
 _LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing left to do
 
 
@@ -36,72 +50,131 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it; the exit code is 2 where a flag, the checkpoint or the address will not do."""
     try:
         settings = Settings.from_args(sys.argv[1:] if argv is None else argv)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        keys = settings.read_keys()
+        configure(settings.log_level, settings.log_format)
         with _bind(settings) as listener:
-            return _serve(settings, listener)
+            return _serve(settings, keys, listener)
     except (SettingsError, CheckpointError) as error:  # both are ValueErrors made for users
         print(f"quietserve serve: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _serve(settings: Settings, listener: socket.socket) -> int:
-    device = _device(settings.device)
-    loaded = load(settings.model or DEFAULT, dtype=settings.dtype, device=device)
-    torch.set_num_threads(settings.num_threads or _num_threads(loaded))
-    try:
-        loaded.model.speed_up("float" if settings.quantization == "none" else settings.quantization)
-    except ValueError as error:
-        raise CheckpointError(f"{loaded.name}: {error}") from error
-    name = settings.served_model_name or loaded.name
-    metrics = Metrics(name)
-    engine = _engine(settings, loaded, metrics)
-    pipeline = Pipeline(engine, settings.default_thought_depth)
-    metrics.describe_model(
-        str(loaded.model.backbone.dtype).removeprefix("torch."), device, engine.model_bytes, engine.kv_cache_bytes
-    )
-    engine.start()
-    try:
-        _announce(listener, name, engine)
-        app = create_app(pipeline, metrics, name)
-        config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=_LAST_REPLIES_S)
-        DrainingServer(config, pipeline, settings.shutdown_timeout).run([listener])
-    finally:
-        engine.close(timeout_s=0)
+def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
+    path = settings.model or DEFAULT
+    name = settings.served_model_name or Path(path).resolve().name
+    presets = {preset.name: preset for preset in settings.model_preset}
+    if name in presets:
+        raise SettingsError(f"argument --model-preset: {name!r} is the model's own name")
+    service = Service(name, Metrics(name, vllm_names=settings.metrics_compat == "vllm"), presets)
+    app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
+    # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_REPLIES_S)
+    server = LoadingServer(config, service, settings.shutdown_timeout, lambda: _load(settings, service, listener))
+    server.run([listener])
     return 0
 
 
-class DrainingServer(uvicorn.Server):
-    """Answers on while running work finishes: after the first signal nothing new is taken, the second one ends it.
+class LoadingServer(uvicorn.Server):
+    """Answers while the model loads, and while running work finishes.
+
+    After the first signal nothing new is taken, the second one ends it; so does a model that cannot be loaded.
 
     Args:
         config: uvicorn's.
-        pipeline: what must become idle.
+        service: gets its pipeline, which must become idle in the end.
         timeout_s: how long it may take to.
+        load: makes the pipeline, on a thread of its own.
     """
 
-    def __init__(self, config: uvicorn.Config, pipeline: Pipeline, timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, timeout_s: float, load: Callable[[], Pipeline]
+    ) -> None:
         super().__init__(config)
-        self._pipeline = pipeline
-        self._timeout_s = timeout_s
-        self._deadline = 0.0
+        self._service, self._timeout_s, self._load = service, timeout_s, load
+        self._loading = threading.Thread(target=self._fill, name="quietserve-loading", daemon=True)
+        self._failure: BaseException | None = None
+        self._deadline = math.inf
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end. Raises what loading the model raised."""
+        self._loading.start()
+        try:
+            super().run(sockets)
+        finally:
+            if self._loading.is_alive():  # a library in the middle of its work may not survive an orderly end
+                os._exit(0)
+            if self._service.pipeline:
+                self._service.pipeline.engine.close(timeout_s=0)
+        if self._failure:
+            raise self._failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to drain; the second time, leave."""
-        if self._pipeline.draining:
+        """Begin to drain; the second time, or where there is nothing to finish, leave."""
+        if self._deadline < math.inf:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT
-        else:
-            self._pipeline.draining = True
-            self._deadline = time.monotonic() + self._timeout_s
+            return
+        self._deadline = time.monotonic() + self._timeout_s
+        logger.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
+        self._service.metrics.drain()
+        if self._service.pipeline:
+            self._service.pipeline.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when nothing is left to do, or no more time to do it."""
-        engine = self._pipeline.engine
-        idle = not engine.num_running and not engine.num_waiting
-        if self._pipeline.draining and (idle or time.monotonic() > self._deadline):
-            await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
+        if self._failure:
             self.should_exit = True
+        if self._deadline < math.inf:
+            engine = self._service.pipeline.engine if self._service.pipeline else None
+            idle = engine is None or not (engine.num_running or engine.num_waiting)
+            if idle or time.monotonic() > self._deadline:
+                if engine:
+                    await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
+                self.should_exit = True
         return await super().on_tick(counter)
+
+    def _fill(self) -> None:
+        try:
+            self._service.pipeline = self._load()
+        except BaseException as error:
+            self._failure = error
+
+
+def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipeline:
+    device = _device(settings.device)
+    packed = _PACKED.get(settings.quantization)
+    loaded = load(
+        settings.model or DEFAULT,
+        dtype=settings.dtype,
+        device=device,
+        quantization="none" if packed else settings.quantization,
+    )
+    torch.set_num_threads(settings.num_threads or _num_threads(loaded))
+    try:
+        loaded.model.speed_up(packed or "float")
+    except ValueError as error:
+        raise CheckpointError(f"{loaded.name}: {error}") from error
+    engine = _engine(settings, loaded, service.metrics)
+    pipeline = Pipeline(engine, settings.default_thought_depth, settings.max_best_of, settings.request_timeout)
+    _check_presets(pipeline, service.presets.values())
+    dtype = str(loaded.model.backbone.dtype).removeprefix("torch.")
+    service.metrics.describe_model(settings.quantization, dtype, device, engine.model_bytes, engine.kv_cache_bytes)
+    engine.start()
+    fields = {"model": service.model_name, "device": device, "dtype": dtype, "quantization": settings.quantization}
+    logger.info("ready", extra={"fields": fields})
+    with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
+        _announce(listener, service.model_name, engine)
+    return pipeline
+
+
+def _check_presets(pipeline: Pipeline, presets: Iterable[Preset]) -> None:
+    """Raises SettingsError for one that asks for what this server does not do."""
+    some_prompt = [pipeline.engine.tokens.encode("a", special=False)[0]]
+    for preset in presets:
+        try:
+            pipeline.plan(CompletionRequest.model_validate({"prompt": some_prompt, **preset.defaults}))
+        except ApiError as error:
+            raise SettingsError(f"argument --model-preset: {preset.name}: {error.message}") from error
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -145,6 +218,7 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             max_num_queued_reqs=settings.max_num_queued_reqs,
+            kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
             max_thought_depth=settings.max_thought_depth,
             max_num_thoughts=settings.max_num_thoughts,
             max_num_batched_tokens=settings.max_num_batched_tokens,

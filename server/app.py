@@ -2,18 +2,23 @@
 
 import logging
 import re
+import time
 import uuid
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .auth import OPEN, KeyGuard
 from .errors import EXPECTED, ContentTypeError, TooLargeError, as_api_error, error_response
+from .logs import request_id as logged_request_id
 from .metrics import Metrics
-from .pipeline import Pipeline
-from .routes import router
+from .openapi import with_limits
+from .routes import Service, router
 
 logger = logging.getLogger(__name__)
 
@@ -22,19 +27,38 @@ MAX_BODY_BYTES = 16 * 2**20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _LEFT = 499  # the status, nginx's, that the books give a client that left before its reply began
+_CHATTER = OPEN | {"/metrics"}  # asked every few seconds by machines
 
 
-def create_app(pipeline: Pipeline, metrics: Metrics, model_name: str) -> FastAPI:
-    """The application that serves one model."""
+def create_app(
+    service: Service,
+    *,
+    keys: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
+) -> FastAPI:
+    """The application that serves one model; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
     app = FastAPI(
         title="quietserve", version=version("quietserve"), docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.state.pipeline, app.state.metrics, app.state.model_name = pipeline, metrics, model_name
+    app.state.service = service
+    describe = app.openapi
+    app.openapi = lambda: with_limits(describe(), service.limits())  # type: ignore[method-assign]
     app.include_router(router)
     for kind in EXPECTED:
-        app.add_exception_handler(kind, lambda _, error: tell(error, metrics))
+        app.add_exception_handler(kind, lambda _, error: tell(error, service.metrics))
+    # The last one added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Books, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(KeyGuard, keys=keys)
+    app.add_middleware(Teller, metrics=service.metrics)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-ignored-params", "retry-after"],
+        )
+    app.add_middleware(Books, metrics=service.metrics)
     return app
 
 
@@ -47,7 +71,7 @@ def tell(error: Exception, metrics: Metrics) -> Response:
 
 
 class Books:
-    """Gives every reply its `x-request-id`, counts it, and turns an unexpected exception into an error object."""
+    """Gives every reply its `x-request-id`, counts it and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -58,8 +82,9 @@ class Books:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        request_id, begin = _request_id(Headers(scope=scope).get("x-request-id", "")), time.monotonic()
         scope.setdefault("state", {})["request_id"] = request_id
+        logged_request_id.set(request_id)
         status = _LEFT
 
         async def send_with_id(message: Message) -> None:
@@ -71,19 +96,51 @@ class Books:
 
         try:
             await self.app(scope, receive, send_with_id)
+        finally:
+            self._enter(scope, status, time.monotonic() - begin)
+
+    def _enter(self, scope: Scope, status: int, seconds: float) -> None:
+        """Into the books and the log; never the path as it was sent, which may hold anything."""
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.metrics.replied(route, method, status)
+        run = scope["state"].get("run")
+        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        level = logging.DEBUG if route in _CHATTER else logging.INFO
+        logger.log(level, "replied", extra={"fields": fields | (run.summary() if run else {})})
+
+
+class Teller:
+    """Turns exceptions that nobody inside turned into a reply: refusals of the guards, and faults of ours."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
         except Exception as error:
             if not isinstance(error, EXPECTED):
-                logger.exception("request %s failed", request_id)
-            if status != _LEFT:  # too late for another reply: the broken connection has to tell
-                raise
-            await tell(error, self.metrics)(scope, receive, send_with_id)
-        finally:
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self.metrics.replied(getattr(scope.get("route"), "path", "unmatched"), method, status)
+                logger.exception("a request failed")
+            if begun:  # too late for another reply: the broken connection has to tell
+                raise ConnectionAbortedError("the reply broke off") from None
+            if scope["type"] == "http":
+                await tell(error, self.metrics)(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
 
 
 class BodyGuard:
-    """Refuses bodies that are too large or not JSON, before they are parsed: `Books`, around it, tells the client."""
+    """Refuses bodies that are too large or not JSON, before they are parsed."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..model.tokens import TextStream
@@ -20,10 +20,12 @@ from .replies import (
     CompletionReply,
     PromptLogprob,
     ThoughtReply,
+    Timings,
     TopLogprob,
     Usage,
     UsageDetails,
 )
+from .scheduler import Ticket
 from .schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -57,17 +59,18 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         self.run = run
         self.tokens = tokens
         self.envelope: dict[str, Any] = {"id": self.id_prefix + request_id, "created": int(time.time()), "model": model}
-        self._positions = [0] * len(run.plan.attempts)
-        self._num_scored = [0] * len(run.plan.attempts)  # of the prompt
-        self._begun = [False] * len(run.plan.attempts)
-        self._reasoned = [False] * len(run.plan.attempts)
+        count = run.plan.num_choices
+        self._positions = [0] * count
+        self._num_scored = [0] * count  # of the prompt
+        self._begun = [False] * count
+        self._reasoned = [False] * count
 
     @abstractmethod
     def whole(self, answers: Sequence[Answer]) -> ReplyT:
         """The reply that is not streamed."""
 
     @abstractmethod
-    def chunk(self, index: int, decided: "Progress") -> ChunkT | None:
+    def chunk(self, index: int, decided: "Decided") -> ChunkT | None:
         """The event that tells what one step decided; None where there is nothing to tell yet."""
 
     @abstractmethod
@@ -83,7 +86,9 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
             prompt_tokens=prompt,
             completion_tokens=decoded,
             total_tokens=prompt + decoded,
-            completion_tokens_details=UsageDetails(reasoning_tokens=hidden),
+            completion_tokens_details=UsageDetails(
+                reasoning_tokens=hidden, draft_tokens=0, discarded_tokens=self.run.num_discarded_tokens
+            ),
         )
 
     def begin(self, index: int) -> bool:
@@ -91,9 +96,17 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         begun, self._begun[index] = self._begun[index], True
         return not begun
 
-    def chunk_usage(self) -> dict[str, None]:
-        """Every event of a stream that ends with its usage has the field."""
-        return {"usage": None} if self.request.include_usage else {}
+    def ending(self) -> dict[str, Any]:
+        """What a reply says of the whole request."""
+        warnings = [f"{name} is not a parameter of this server and was ignored" for name in self.request.ignored()]
+        return {"metrics": timings(self.run.tickets), **({"warnings": warnings} if warnings else {})}
+
+    def chunk_fields(self) -> dict[str, Any]:
+        """What an event says beside its choice: the usage so far, where it was asked for; at the end, all the rest."""
+        options = self.request.stream_options
+        if options and options.include_usage:  # then every event has the field, and one more follows the last choice
+            return {"usage": self.usage() if options.continuous_usage_stats else None}
+        return {} if self.run.num_unfinished else self.ending()
 
     def asides(self, index: int, decided: "Decided") -> dict[str, Any]:
         """What a choice carries beside its text, as far as the request asks for it."""
@@ -158,29 +171,29 @@ class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionRepl
 
     def __init__(self, request: CompletionRequest, run: Run, tokens: "Tokens", model: str, request_id: str) -> None:
         super().__init__(request, run, tokens, model, request_id)
-        echoes, prompts = request.echo, map(run.plan.prompt_of, range(len(run.plan.attempts)))
-        self._offsets = [0] * len(run.plan.attempts)
+        echoes, prompts = request.echo, map(run.plan.prompt_of, range(run.plan.num_choices))
+        self._offsets = [0] * run.plan.num_choices
         self._streams = [TextStream(tokens, context=() if echoes else prompt.ids) for prompt in prompts]
 
     def whole(self, answers: Sequence[Answer]) -> CompletionReply:
         """The reply that is not streamed."""
         choices = [self._choice(i, answer, self.prompt_logprobs(answer)) for i, answer in enumerate(answers)]
-        return self._reply(choices, usage=self.usage())
+        return self._reply(choices, usage=self.usage(), **self.ending())
 
-    def chunk(self, index: int, decided: "Progress") -> CompletionReply | None:
+    def chunk(self, index: int, decided: "Decided") -> CompletionReply | None:
         """The event that tells what one step decided; None where there is nothing to tell yet."""
         choice = self._choice(index, decided, {})
         told = choice.text, choice.finish_reason, choice.logprobs and choice.logprobs.tokens
         if any((*told, choice.thoughts, choice.reasoning, choice.token_ids, choice.prompt_token_ids)):
-            return self._reply([choice], **self.chunk_usage())
+            return self._reply([choice], **self.chunk_fields())
         return None
 
     def usage_chunk(self) -> CompletionReply:
         """The event that tells the usage, and nothing else."""
-        return self._reply([], usage=self.usage())
+        return self._reply([], usage=self.usage(), **self.ending())
 
-    def _reply(self, choices: list[CompletionChoice], **usage: Any) -> CompletionReply:
-        return CompletionReply(object="text_completion", choices=choices, **self.envelope, **usage)
+    def _reply(self, choices: list[CompletionChoice], **fields: Any) -> CompletionReply:
+        return CompletionReply(object="text_completion", choices=choices, **self.envelope, **fields)
 
     def _choice(self, index: int, decided: "Decided", fields: dict[str, Any]) -> CompletionChoice:
         text = decided.text
@@ -244,10 +257,10 @@ class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
             )
             for i, answer in enumerate(answers)
         ]
-        fields = {**self._prompt_ids(), **self.prompt_logprobs(answers[0])}
+        fields = {**self._prompt_ids(), **self.prompt_logprobs(answers[0]), **self.ending()}
         return ChatReply(object="chat.completion", choices=choices, usage=self.usage(), **self.envelope, **fields)
 
-    def chunk(self, index: int, decided: "Progress") -> ChatChunk | None:
+    def chunk(self, index: int, decided: "Decided") -> ChatChunk | None:
         """The event that tells what one step decided; None where there is nothing to tell yet."""
         reasoning = {name: text for name, text in self.reasoning(index, decided).items() if text}
         shared = self._shared(index, decided)
@@ -257,11 +270,11 @@ class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
         first = self.begin(index)
         role: dict[str, Any] = {"role": "assistant"} if first else {}
         choice = ChatChunkChoice(delta=ChatMessage(content=decided.text, **role, **reasoning), **shared)
-        return self._event([choice], **self.chunk_usage(), **(self._prompt_ids() if first and index == 0 else {}))
+        return self._event([choice], **self.chunk_fields(), **(self._prompt_ids() if first and index == 0 else {}))
 
     def usage_chunk(self) -> ChatChunk:
         """The event that tells the usage, and nothing else."""
-        return self._event([], usage=self.usage())
+        return self._event([], usage=self.usage(), **self.ending())
 
     def _event(self, choices: list[ChatChunkChoice], **fields: Any) -> ChatChunk:
         return ChatChunk(object="chat.completion.chunk", choices=choices, **self.envelope, **fields)
@@ -294,6 +307,34 @@ class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
         text = self.tokens.token_text(token)
         whole = "\ufffd" not in text  # else: some of a character's bytes, and which ones is not known
         return {"token": text, "logprob": _finite(logprob or 0.0), "bytes": list(text.encode()) if whole else None}
+
+
+def timings(tickets: Sequence[Ticket]) -> Timings:
+    """What a request took; nothing is said of what never happened."""
+    times, counts = [ticket.timing for ticket in tickets], [ticket.counts for ticket in tickets]
+    began, ended = _all(min, (t.started for t in times)), _all(max, (t.finished for t in times))
+    generation = None if began is None or ended is None else ended - began
+    visible, judged = sum(t.num_output_tokens for t in tickets), sum(c.accepted + c.rejected for c in counts)
+    seconds = {
+        "queue_time_ms": _all(min, (t.queue for t in times)),
+        "time_to_first_token_ms": _all(min, (t.time_to_first_token for t in times)),
+        "time_to_first_output_token_ms": _all(min, (t.time_to_first_output for t in times)),
+        "generation_time_ms": generation,
+        "thought_time_ms": max(t.thought_s for t in times),
+    }
+    told = {name: round(1000 * value, 3) for name, value in seconds.items() if value is not None}
+    if visible and generation:
+        told["tokens_per_second"] = round(visible / generation, 3)
+    if visible:
+        told["forwards_per_token"] = round(sum(c.forwards for c in counts) / visible, 3)
+    if judged:
+        told["acceptance_rate"] = round(sum(c.accepted for c in counts) / judged, 4)
+    return Timings(**told)
+
+
+def _all(choose: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
 
 
 def _finite(logprob: float) -> float:

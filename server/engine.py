@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..model.cache import Cache
-from ..model.decode import Decoder
+from ..model.decode import Decoder, is_out_of_memory
 from ..model.progress import Progress
 from ..model.quiet_model import QuietModel
 from ..model.tokens import Tokens
@@ -21,6 +21,7 @@ logger = logging.getLogger("quietserve")
 MAX_DEPTH = 16  # of thoughts, where neither the checkpoint nor the operator asks for more
 MAX_MODEL_LEN = 4096  # tokens, where the operator does not ask for more: every slot reserves its whole length
 FAILED = "the model failed on this request"
+TOO_LARGE = "the server has too little memory for this request just now"
 MAX_NUM_THOUGHTS = 8  # parallel thoughts of a position, where the operator does not say
 
 
@@ -43,8 +44,16 @@ class Observer(Protocol):
         """It ended; called exactly once a ticket."""
         ...
 
-    def gauges(self, running: int, waiting: int) -> None:
-        """How many tickets run and wait now."""
+    def judged(self, ticket: Ticket) -> None:
+        """A contested one has ended, and it is known whether its answer is returned; called exactly once."""
+        ...
+
+    def out_of_memory(self, times: int) -> None:
+        """Memory did not suffice for so many forwards, which were repeated by halves."""
+        ...
+
+    def gauges(self, running: int, waiting: int, cache_usage: float) -> None:
+        """How many tickets run and wait now, and the share of the cache's columns that the running ones use."""
         ...
 
 
@@ -65,6 +74,7 @@ class Engine:
         max_model_len: prompt and output tokens of one attempt; None: what the checkpoint allows, at most `MAX_MODEL_LEN`.
         max_num_seqs: attempts that run at once.
         max_num_queued_reqs: attempts that may wait.
+        kv_cache_memory_bytes: most that the cache may take: fewer attempts run at once where it would be more.
         max_thought_depth: None: what the checkpoint was trained for, at least `MAX_DEPTH`.
         max_num_thoughts: parallel thoughts that a request may ask for.
         max_num_batched_tokens: prompt tokens read in one forward, of all attempts together.
@@ -84,6 +94,7 @@ class Engine:
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
         max_num_queued_reqs: int = 256,
+        kv_cache_memory_bytes: int | None = None,
         max_thought_depth: int | None = None,
         max_num_thoughts: int = MAX_NUM_THOUGHTS,
         max_num_batched_tokens: int = 256,
@@ -97,7 +108,13 @@ class Engine:
         self.max_model_len = _model_len(model, max_model_len, self.max_thought_depth)
         self.max_num_thoughts = max_num_thoughts
         lanes = max(self.max_thought_depth + 1, max_num_thoughts) if model.can_think else 0
-        cache = Cache(model.backbone, max_num_seqs, self.max_model_len, self.max_thought_depth, lanes)
+
+        def make_cache(slots: int) -> Cache:
+            return Cache(model.backbone, slots, self.max_model_len, self.max_thought_depth, lanes)
+
+        if kv_cache_memory_bytes is not None:
+            max_num_seqs = min(max_num_seqs, _num_slots(kv_cache_memory_bytes, make_cache(1).num_bytes))
+        cache = make_cache(max_num_seqs)
         self.kv_cache_bytes = cache.num_bytes
         self.model_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self._decoder = Decoder(
@@ -165,15 +182,23 @@ class Engine:
             if not self.ready:
                 raise EngineClosedError("the server is shutting down" if self._draining else "the engine has stopped")
             self._scheduler.add(tickets)
-            self._observer.gauges(self.num_running, self.num_waiting)
+            self._show_gauges()
             self._work.notify_all()
         return tickets
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Ticket, reason: str = "abort") -> None:
         """End a ticket before the next forward. Any thread; a ticket that has ended stays as it is."""
         with self._work:
-            ticket.cancelled = True
+            ticket.cancelled = ticket.cancelled or reason
             self._work.notify_all()
+
+    def judge(self, ticket: Ticket, kept: bool) -> None:
+        """Say whether a contested ticket's answer is returned, before or after it ends; only the first word counts."""
+        with self._work:
+            if ticket.attempt.contested and ticket.kept is None:
+                ticket.kept = kept
+                if ticket.finish_reason:
+                    self._observer.judged(ticket)
 
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
         """What was decided, as it is; ends behind a Progress with a finish reason. Raises EngineError."""
@@ -197,8 +222,13 @@ class Engine:
                 self._draining = self._dead = True
                 for ticket in [*self._scheduler.running.values(), *self._scheduler.waiting]:
                     with contextlib.suppress(Exception):  # whatever is broken, each reader is told
-                        self._fail([ticket], "the server stopped")
-                self._observer.gauges(self.num_running, self.num_waiting)
+                        self._end(ticket, EngineError("the server stopped"))
+                self._show_gauges()
+
+    def _show_gauges(self) -> None:
+        running = [ticket.decoding for ticket in self._scheduler.running.values() if ticket.decoding]
+        usage = sum(decoding.cached for decoding in running) / (self._scheduler.num_slots * self.max_model_len)
+        self._observer.gauges(self.num_running, self.num_waiting, usage)
 
     def _next_tickets(self) -> list[Ticket]:
         """Wait for work, drop what was cancelled, fill free slots; nothing once the engine is to stop."""
@@ -207,7 +237,7 @@ class Engine:
                 self._drop_cancelled()
                 while ticket := self._scheduler.admit(self._choose_slot):
                     self._start(ticket)
-                self._observer.gauges(self.num_running, self.num_waiting)
+                self._show_gauges()
                 if self._scheduler.running:
                     return list(self._scheduler.running.values())
                 if self._scheduler.waiting:
@@ -220,7 +250,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         scheduler = self._scheduler
         for ticket in [t for t in (*scheduler.running.values(), *scheduler.waiting) if t.cancelled]:
-            self._end(ticket, Progress(finish_reason="abort"))
+            self._end(ticket, Progress(finish_reason=ticket.cancelled))
 
     def _choose_slot(self, ticket: Ticket, free: Sequence[int]) -> int:
         return self._decoder.prefixes.choose_slot(ticket.attempt.prompt, free)
@@ -233,22 +263,24 @@ class Engine:
             ticket.counts = ticket.decoding.counts
             self._observer.admitted(ticket)
         except ValueError as error:
-            self._fail([ticket], str(error))
+            self._end(ticket, EngineError(str(error)))
 
     def _forward(self, tickets: list[Ticket]) -> None:
         """One forward for all running tickets. What fails there is the decoder's to sort out; if it cannot, they all end."""
         begin = time.monotonic()
         try:
             news = dict(self._decoder.step([ticket.decoding for ticket in tickets]))
-        except Exception:
+        except Exception as error:
             logger.exception("a forward failed; its %d attempts end", len(tickets))
             with self._work:
                 for ticket in tickets:
                     self._decoder.drop(ticket.decoding)
-                self._fail(tickets, FAILED)
+                self._fail(tickets, error)
             return
         now = time.monotonic()
         self._observer.forward(self._decoder.num_rows, now - begin, self._decoder.pace.in_flight)
+        if times := self._decoder.num_out_of_memory:
+            self._observer.out_of_memory(times)
         with self._work:
             for ticket in tickets:
                 self._note(ticket, begin, now)
@@ -272,15 +304,17 @@ class Engine:
             ticket.num_output_tokens += len(news.tokens)
             self._observer.decided(ticket, len(news.tokens), since)
         if news.error is not None:
-            self._fail([ticket], FAILED)
+            self._fail([ticket], news.error)
         elif news.finish_reason:
             self._end(ticket, news)
         else:
             self._post(ticket, news)
 
-    def _fail(self, tickets: Sequence[Ticket], reason: str) -> None:
+    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
         for ticket in tickets:
-            self._end(ticket, EngineError(reason))
+            logger.error("request %s: an attempt ends with an error", ticket.attempt.request_id)
+            full = is_out_of_memory(error)
+            self._end(ticket, EngineError(TOO_LARGE, "out_of_memory") if full else EngineError(FAILED))
 
     def _end(self, ticket: Ticket, last: Progress | EngineError) -> None:
         """The only way out of the engine: books first, then the last news."""
@@ -292,6 +326,8 @@ class Engine:
             ticket.decoding.finish(ticket.finish_reason)  # what its slot holds stays; what it had in flight goes
         try:
             self._observer.finished(ticket)
+            if ticket.kept is not None:
+                self._observer.judged(ticket)
         finally:
             self._post(ticket, last)
 
@@ -307,6 +343,15 @@ def _thought_depth(model: QuietModel, wanted: int | None) -> int:
             raise ValueError(f"max_thought_depth is {wanted}, but this model has no mixing head: it must be 0")
         return 0
     return max(model.quiet.thought_depth, MAX_DEPTH) if wanted is None else wanted
+
+
+def _num_slots(memory: int, slot: int) -> int:
+    if memory < slot:
+        raise ValueError(
+            f"kv_cache_memory_bytes is {memory}; one answer needs {slot}: raise it, or lower max_model_len or "
+            "max_thought_depth"
+        )
+    return memory // slot
 
 
 def _model_len(model: QuietModel, wanted: int | None, depth: int) -> int:

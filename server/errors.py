@@ -59,6 +59,12 @@ class UnsupportedParameterError(InvalidRequestError):
     code = "unsupported_parameter"
 
 
+class ApiKeyError(InvalidRequestError):
+    """The key is missing, or is none of ours."""
+
+    status, code, kind = 401, "invalid_api_key", "authentication_error"
+
+
 class NotFoundError(InvalidRequestError):
     """No such route."""
 
@@ -93,6 +99,12 @@ class InternalError(ApiError):
     """Our fault."""
 
 
+class RequestTimeoutError(ApiError):
+    """It took longer than the request or the server allows."""
+
+    status, code, kind = 504, "request_timeout", "timeout_error"
+
+
 class UnavailableError(ApiError):
     """Not now; the same request may succeed later."""
 
@@ -112,7 +124,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case RequestValidationError():
-            return _from_validation(error.errors()[0])
+            return from_complaint(error.errors()[0])
         case HTTPException():
             return _from_http(error)
         case PromptError():
@@ -121,6 +133,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return UnavailableError("The queue is full. Try again later.", code="queue_full")
         case EngineClosedError():
             return UnavailableError("The server takes no new work.", code="draining", retry_after_s=5)
+        case EngineError(code="out_of_memory"):
+            return UnavailableError(_line(error), code="out_of_memory", retry_after_s=2)
         case EngineError():
             return InternalError(_line(error))
     return InternalError("The server failed to answer this request.")
@@ -137,12 +151,13 @@ def error_response(error: ApiError) -> Response:
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
-def _from_validation(details: Mapping[str, Any]) -> ApiError:
-    """From pydantic's first complaint. It never quotes a value."""
+def from_complaint(details: Mapping[str, Any]) -> ApiError:
+    """From a complaint of pydantic's. It never quotes a value."""
     kind, named = details["type"], details.get("ctx", {}).get("param")
     if kind == "json_invalid":
         return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
-    param = _path([*details["loc"][1:], *([named] if named else [])])
+    place = details["loc"][1:] if details["loc"][:1] == ("body",) else details["loc"]
+    param = _path([*place, *([named] if named else [])])
     if not param:
         return InvalidRequestError("The body must be a JSON object.")
     if kind == "missing":

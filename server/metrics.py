@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from ..model.progress import Counts
 from .scheduler import Ticket
+from .vllm_metrics import VllmNames
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,28 +48,30 @@ class Metrics:
 
     Args:
         model_name: the value of the label of that name.
+        vllm_names: tell everything by vLLM's names too.
     """
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, vllm_names: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self._compat = CollectorRegistry()
+        if vllm_names:
+            self._compat.register(VllmNames(self.registry))
         self._model = model_name
         self._counted: dict[int, _Counted] = {}  # what has been counted so far, by running ticket
         self._describe_requests()
         self._describe_tokens()
         self._describe_server()
 
-    def describe_model(self, dtype: str, device: str, model_bytes: int, kv_cache_bytes: int) -> None:
+    def describe_model(self, quantization: str, dtype: str, device: str, model_bytes: int, kv_cache_bytes: int) -> None:
         """Tell what was loaded."""
-        self._gauge("model_info", "What the model runs as.", "dtype", "device").labels(self._model, dtype, device).set(
-            1
-        )
+        info = self._gauge("model_info", "What the model runs as.", "quantization", "dtype", "device")
+        info.labels(self._model, quantization, dtype, device).set(1)
         self._gauge("model_memory_bytes", "Memory of the weights.").labels(self._model).set(model_bytes)
         self._gauge("kv_cache_bytes", "Memory of the key-value cache.").labels(self._model).set(kv_cache_bytes)
 
     def admitted(self, ticket: Ticket) -> None:
         """A ticket got a slot."""
-        waited = (ticket.timing.started or ticket.timing.submitted) - ticket.timing.submitted
-        self._queue_time.labels(self._model, _thinking(ticket)).observe(waited)
+        self._queue_time.labels(self._model, _thinking(ticket)).observe(ticket.timing.queue or 0.0)
 
     def decided(self, ticket: Ticket, num_visible: int, seconds_since_last: float | None) -> None:
         """A ticket got visible tokens; None where they are its first."""
@@ -92,15 +95,17 @@ class Metrics:
         self._finished.labels(self._model, ticket.attempt.endpoint, reason).inc()
         if reason == "abort":
             self._cancelled.labels(self._model, _phase(ticket)).inc()
-        moments = {
-            self._first_token: timing.first_token,
-            self._first_output: timing.first_output,
-            self._e2e: timing.finished,
-        }
-        for histogram, moment in moments.items():
-            if moment is not None:
-                histogram.labels(self._model, _thinking(ticket)).observe(moment - timing.submitted)
-        self._thought_time.labels(self._model, _thinking(ticket)).observe(timing.thought_s)
+        for histogram, seconds in (
+            (self._first_token, timing.time_to_first_token),
+            (self._first_output, timing.time_to_first_output),
+            (self._e2e, timing.total),
+            (self._prefill_time, timing.prefill),
+            (self._decode_time, timing.decode),
+            (self._thought_time, timing.thought_s),
+            (self._per_token_time, timing.per_token(ticket.num_output_tokens)),
+        ):
+            if seconds is not None:
+                histogram.labels(self._model, _thinking(ticket)).observe(seconds)
         self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
         self._output_length.labels(self._model).observe(ticket.num_output_tokens)
         self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
@@ -108,11 +113,25 @@ class Metrics:
             per_token = ticket.counts.forwards / ticket.num_output_tokens
             self._forwards.labels(self._model, _thinking(ticket)).observe(per_token)
         self._depth.labels(self._model).observe(params.thought_depth)
+        self._best_of.labels(self._model).observe(ticket.attempt.num_samples)
 
-    def gauges(self, running: int, waiting: int) -> None:
-        """How many tickets have a slot, and how many wait for one."""
+    def judged(self, ticket: Ticket) -> None:
+        """It is known of a contested ticket that has ended whether its answer is returned."""
+        self._tokens.labels(self._model, "visible" if ticket.kept else "discarded").inc(ticket.num_output_tokens)
+
+    def out_of_memory(self, times: int) -> None:
+        """Memory did not suffice for forwards."""
+        self._oom.labels(self._model).inc(times)
+
+    def gauges(self, running: int, waiting: int, cache_usage: float) -> None:
+        """How many tickets have a slot, how many wait for one, and how much of the cache is used."""
         self._running.labels(self._model).set(running)
         self._waiting.labels(self._model).set(waiting)
+        self._cache_usage.labels(self._model).set(cache_usage)
+
+    def drain(self) -> None:
+        """No new work is taken from now on."""
+        self._draining.labels(self._model).set(1)
 
     def rejected(self, reason: str) -> None:
         """A request was refused; the reason is an error code of ours."""
@@ -124,7 +143,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition, as text."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + generate_latest(self._compat)
 
     def _describe_requests(self) -> None:
         self._first_token = self._seconds(
@@ -136,6 +155,11 @@ class Metrics:
         self._inter_token = self._seconds("inter_token_latency_seconds", "Between one visible token and the next.")
         self._e2e = self._seconds("e2e_request_latency_seconds", "From submission to the end.")
         self._queue_time = self._seconds("request_queue_time_seconds", "From submission to a slot.")
+        self._prefill_time = self._seconds("request_prefill_time_seconds", "From a slot to the prompt's last token.")
+        self._decode_time = self._seconds("request_decode_time_seconds", "From the prompt's last token to the end.")
+        self._per_token_time = self._seconds(
+            "request_time_per_output_token_seconds", "Mean time between the visible tokens of a request."
+        )
         self._thought_time = self._seconds("request_thought_time_seconds", "In forwards that thought for this request.")
         self._finished = self._counter("requests_finished_total", "Requests that ended.", "endpoint", "finished_reason")
         self._rejected = self._counter("requests_rejected_total", "Requests that were refused.", "reason")
@@ -146,6 +170,9 @@ class Metrics:
         self._output_length = self._histogram("request_generation_tokens", "Visible tokens of a request.", _TOKENS)
         self._thought_length = self._histogram("request_thought_tokens", "Thought tokens of a request.", _TOKENS)
         self._depth = self._histogram("request_params_thought_depth", "The thought depth of a request.", _DEPTHS)
+        self._best_of = self._histogram(
+            "request_params_best_of", "Answers drawn for the prompt of a request.", (1, 2, 4, 8, 16, 32, 64, 128)
+        )
         self._forwards = self._histogram(
             "forwards_per_token", "Forwards of a request for each of its visible tokens.", _RATIOS, "thinking"
         )
@@ -166,7 +193,12 @@ class Metrics:
         self._pipeline_depth = self._gauge("pipeline_depth", "Positions of an answer that may think at once.")
         self._running = self._gauge("num_requests_running", "Requests with a slot.")
         self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a slot.")
-        self.gauges(0, 0)
+        self._cache_usage = self._gauge("kv_cache_usage_ratio", "Share of the cache that running requests use.")
+        self.gauges(0, 0, 0.0)
+        self._draining = self._gauge("draining", "1 while running work finishes and no new work is taken.")
+        self._draining.labels(self._model).set(0)
+        self._oom = self._counter("oom_total", "Forwards that memory did not suffice for; they are repeated by halves.")
+        self._oom.labels(self._model)
         labels = ("handler", "method", "status")
         self._http = Counter("quietserve_http_requests_total", "HTTP replies.", labels, registry=self.registry)
         build = Gauge("quietserve_build_info", "The version that runs.", ("version",), registry=self.registry)
@@ -179,7 +211,8 @@ class Metrics:
             self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
         now = _Counted(ticket.num_output_tokens, ticket.num_thought_tokens, replace(ticket.counts))
         self._counted[ticket.number] = now
-        self._tokens.labels(self._model, "visible").inc(now.visible - before.visible)
+        if not ticket.attempt.contested:  # those are counted when it is known what becomes of them
+            self._tokens.labels(self._model, "visible").inc(now.visible - before.visible)
         self._tokens.labels(self._model, "thought").inc(now.hidden - before.hidden)
         self._prefix_queries.labels(self._model).inc(now.counts.looked_up - before.counts.looked_up)
         self._prefix_hits.labels(self._model).inc(now.counts.reused - before.counts.reused)

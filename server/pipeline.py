@@ -5,11 +5,12 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Self
 
 from ..model.config import SamplingParams
 from ..model.tokens import PromptError
-from .errors import ContextLengthError, InvalidRequestError
+from .errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
 from .scheduler import Attempt, EngineClosedError, Ticket
 from .schemas import ChatRequest, CompletionRequest, Message
 
@@ -35,15 +36,31 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Plan:
-    """The attempts of one request, one for each choice; choice i continues prompt i // n."""
+    """The attempts of one request, `num_samples` of them for each prompt; choice i of the reply continues prompt i // n."""
 
     request: GenerationRequest
     prompts: list[Prompt]
     attempts: list[Attempt]
+    timeout_s: float | None = None
 
-    def prompt_of(self, index: int) -> Prompt:
+    @property
+    def request_id(self) -> str:
+        """The request's."""
+        return self.attempts[0].request_id
+
+    @property
+    def num_choices(self) -> int:
+        """Answers in the reply."""
+        return len(self.prompts) * self.request.n
+
+    @property
+    def contested(self) -> bool:
+        """More answers are drawn than are returned: none is certain before all have ended."""
+        return self.request.num_samples > self.request.n
+
+    def prompt_of(self, choice: int) -> Prompt:
         """The prompt that a choice continues."""
-        return self.prompts[index // self.request.n]
+        return self.prompts[choice // self.request.n]
 
 
 @dataclass
@@ -55,42 +72,89 @@ class Answer:
     prompt: "list[Token]" = field(default_factory=list)
     finish_reason: str | None = None
 
-    def add(self, progress: "Progress") -> None:
+    def add(self, progress: "Progress | Answer") -> None:
         """Append what one step decided."""
         self.text += progress.text
         self.tokens += progress.tokens
         self.prompt += progress.prompt
         self.finish_reason = progress.finish_reason
 
+    @property
+    def score(self) -> float:
+        """Mean log-probability of its tokens."""
+        return fmean(token.logprob or 0.0 for token in self.tokens) if self.tokens else 0.0
+
 
 class Run:
     """A plan that the engine works on; a context manager: whatever has not ended when it is left is cancelled."""
 
-    def __init__(self, engine: "Engine", plan: Plan) -> None:
+    def __init__(self, engine: "Engine", plan: Plan, running: "dict[str, list[Run]]") -> None:
         self.plan = plan
         self.num_visible_tokens = 0
         self.num_thought_tokens = 0
-        self._engine = engine
-        self._tickets = engine.submit(plan.attempts)
+        self.num_discarded_tokens = 0
+        self.num_unfinished = plan.num_choices  # choices that go on
+        self._engine, self._running = engine, running
+        self._deadline = None if plan.timeout_s is None else asyncio.get_running_loop().time() + plan.timeout_s
+        self._reason = "abort"  # of what is cancelled
+        self.tickets = engine.submit(plan.attempts)
         self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Self:
         """Begin to read what the engine decides."""
-        self._readers = [asyncio.create_task(self._read(i, ticket)) for i, ticket in enumerate(self._tickets)]
+        self._running.setdefault(self.plan.request_id, []).append(self)
+        self._readers = [asyncio.create_task(self._read(i, ticket)) for i, ticket in enumerate(self.tickets)]
         return self
 
     def __exit__(self, *_: object) -> None:
         """Cancel what has not ended."""
-        for ticket, reader in zip(self._tickets, self._readers, strict=True):
-            self._engine.cancel(ticket)
+        self._running[self.plan.request_id].remove(self)
+        if not self._running[self.plan.request_id]:
+            del self._running[self.plan.request_id]
+        self.cancel(self._reason)
+        for ticket, reader in zip(self.tickets, self._readers, strict=True):
+            self._engine.judge(ticket, kept=False)  # unless it was chosen
             reader.cancel()
 
-    async def progress(self) -> "AsyncIterator[tuple[int, Progress]]":
-        """What is decided, when it is decided, with the index of its choice. Raises EngineError."""
-        running = len(self._tickets)
+    def cancel(self, reason: str = "abort") -> None:
+        """End all attempts; what they have decided is told, with this finish reason."""
+        for ticket in self.tickets:
+            self._engine.cancel(ticket, reason)
+
+    def summary(self) -> dict[str, Any]:
+        """What there is to say of it in a log: numbers."""
+        reasons = sorted({ticket.finish_reason or self._reason for ticket in self.tickets})
+        return {
+            "prompt_tokens": sum(len(prompt.ids) for prompt in self.plan.prompts),
+            "visible_tokens": self.num_visible_tokens,
+            "thought_tokens": self.num_thought_tokens,
+            "thought_depth": self.tickets[0].attempt.params.thought_depth,
+            "finish_reason": ",".join(reasons),
+        }
+
+    async def progress(self) -> "AsyncIterator[tuple[int, Progress | Answer]]":
+        """What is decided, when it is decided, with the index of its choice.
+
+        Raises EngineError, and RequestTimeoutError when the time is up.
+        """
+        decided = self._contest() if self.plan.contested else self._attempts()
+        async for choice, progress in decided:
+            self.num_unfinished -= progress.finish_reason is not None
+            yield choice, progress
+
+    async def answers(self) -> list[Answer]:
+        """Every choice, when all have ended. Raises what `progress` does."""
+        answers = [Answer() for _ in range(self.plan.num_choices)]
+        async for choice, progress in self.progress():
+            answers[choice].add(progress)
+        return answers
+
+    async def _attempts(self) -> "AsyncIterator[tuple[int, Progress]]":
+        """What the engine decides, with the index of the attempt."""
+        running = len(self.tickets)
         while running:
-            arrived = await self._arrived.get()
+            arrived = await self._next()
             if isinstance(arrived, Exception):
                 raise arrived
             _, progress = arrived
@@ -99,12 +163,31 @@ class Run:
             running -= progress.finish_reason is not None
             yield arrived
 
-    async def answers(self) -> list[Answer]:
-        """Every choice, when all have ended. Raises EngineError when the first one fails."""
-        answers = [Answer() for _ in self._tickets]
-        async for index, progress in self.progress():
-            answers[index].add(progress)
-        return answers
+    async def _contest(self) -> AsyncIterator[tuple[int, Answer]]:
+        """The likeliest answers to each prompt, best first, when all have ended."""
+        answers = [Answer() for _ in self.tickets]
+        async for attempt, progress in self._attempts():
+            answers[attempt].add(progress)
+        size, request = self.plan.request.num_samples, self.plan.request
+        chosen: list[int] = []
+        for first in range(0, len(answers), size):
+            ranked = sorted(range(first, first + size), key=lambda attempt: -answers[attempt].score)
+            chosen += ranked[: request.n]
+        for attempt in chosen:
+            self._engine.judge(self.tickets[attempt], kept=True)
+        self.num_discarded_tokens = self.num_visible_tokens - sum(len(answers[attempt].tokens) for attempt in chosen)
+        for choice, attempt in enumerate(chosen):
+            yield choice, answers[attempt]
+
+    async def _next(self) -> "tuple[int, Progress] | Exception":
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._arrived.get()
+        except TimeoutError:
+            self._reason = "timeout"
+            raise RequestTimeoutError(
+                f"The request took longer than the {self.plan.timeout_s:g} seconds that it has."
+            ) from None
 
     async def _read(self, index: int, ticket: Ticket) -> None:
         try:
@@ -120,34 +203,58 @@ class Pipeline:
     Args:
         engine: what decodes.
         default_thought_depth: of requests that name none; None is the depth the checkpoint was trained at.
+        max_best_of: answers to one prompt that a request may ask for.
+        request_timeout_s: how long a request may take that asks for no less; None: as long as it takes.
     """
 
-    def __init__(self, engine: "Engine", default_thought_depth: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        default_thought_depth: int | None = None,
+        max_best_of: int = 16,
+        request_timeout_s: float | None = None,
+    ) -> None:
         self.engine = engine
         self.draining = False
+        self.runs: dict[str, list[Run]] = {}  # that go on, by the id of their request
+        self._max_best_of, self._timeout_s = max_best_of, request_timeout_s
         trained = engine.quiet.thought_depth if engine.quiet else 0
         self._default_depth = (
             min(trained, engine.max_thought_depth) if default_thought_depth is None else default_thought_depth
         )
 
-    def start(self, request: GenerationRequest) -> Run:
+    def limits(self) -> dict[str, int]:
+        """The largest value of whole numbers in a request, by the name of their field."""
+        engine = self.engine
+        ids = dict.fromkeys(("prompt", "stop_token_ids", "tokens"), engine.tokens.num_ids - 1)
+        counts = dict.fromkeys(("n", "best_of"), self._max_best_of)
+        return ids | counts | {"thought_depth": engine.max_thought_depth, "num_thoughts": engine.max_num_thoughts}
+
+    async def start(self, request: GenerationRequest, request_id: str = "") -> Run:
         """Hand a request to the engine.
 
         Raises ApiError where it asks for what the model cannot do, PromptError, QueueFullError and EngineClosedError.
         """
         if self.draining:
             raise EngineClosedError
-        return Run(self.engine, self.plan(request))
+        plan = await asyncio.to_thread(self.plan, request, request_id)  # a long prompt holds no other request up
+        return Run(self.engine, plan, self.runs)
 
-    def plan(self, request: GenerationRequest) -> Plan:
+    def plan(self, request: GenerationRequest, request_id: str = "") -> Plan:
         """What a request asks of the engine. Raises ApiError and PromptError."""
+        if request.num_samples > self._max_best_of:
+            param = "n" if request.best_of is None else "best_of"
+            raise InvalidRequestError(
+                f"{param} is {request.num_samples}; it must be between 1 and {self._max_best_of}.", param=param
+            )
         prompts = list(self._prompts(request))
-        if (count := len(prompts) * request.n) > self.engine.capacity:
+        if (count := len(prompts) * request.num_samples) > self.engine.capacity:
             raise InvalidRequestError(
                 f"The request asks for {count} answers; this server holds {self.engine.capacity}."
             )
-        attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt)]
-        return Plan(request, prompts, attempts)
+        attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt, request_id)]
+        limits = [limit for limit in (request.timeout_s, self._timeout_s) if limit is not None]
+        return Plan(request, prompts, attempts, min(limits, default=None))
 
     def _prompts(self, request: GenerationRequest) -> Iterable[Prompt]:
         tokens = self.engine.tokens
@@ -159,7 +266,7 @@ class Pipeline:
 
     def _encoded(self, request: GenerationRequest, tokens: "Tokens") -> Iterable[Prompt]:
         if isinstance(request, ChatRequest):
-            yield Prompt(tuple(tokens.render([_as_template_reads(message) for message in request.messages])))
+            yield Prompt(tuple(tokens.render([as_template_reads(message) for message in request.messages])))
             return
         for prompt in request.prompts:
             if isinstance(prompt, str):
@@ -167,13 +274,17 @@ class Pipeline:
             else:
                 yield Prompt(tuple(tokens.check(prompt)))
 
-    def _attempts(self, request: GenerationRequest, prompt: Prompt) -> Iterable[Attempt]:
+    def _attempts(self, request: GenerationRequest, prompt: Prompt, request_id: str) -> Iterable[Attempt]:
         if not prompt.ids:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         endpoint = "chat" if isinstance(request, ChatRequest) else "completions"
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        for sample in range(request.n):
-            yield Attempt(prompt.ids, self._params(request, prompt, attempt_seed(seed, sample)), endpoint)
+        contested = request.num_samples > request.n
+        for sample in range(request.num_samples):
+            params = self._params(request, prompt, attempt_seed(seed, sample))
+            if contested:
+                _check_random(params)
+            yield Attempt(prompt.ids, params, endpoint, request_id, request.num_samples, contested)
 
     def _params(self, request: GenerationRequest, prompt: Prompt, seed: int) -> SamplingParams:
         max_tokens = self._max_tokens(request, prompt)
@@ -199,7 +310,7 @@ class Pipeline:
             stop=request.stops,
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
-            logprobs=request.num_logprobs,
+            logprobs=0 if request.num_samples > request.n and request.num_logprobs is None else request.num_logprobs,
             prompt_logprobs=_prompt_logprobs(request),
             **self._thinking(request),
         )
@@ -222,6 +333,7 @@ class Pipeline:
             "thought_depth": depth,
             "thought_temperature": temperature,
             "num_thoughts": count,
+            "thinking_token_budget": None if request.thinking_token_budget == -1 else request.thinking_token_budget,
             "thought_threshold": threshold if request.thought_mode == "adaptive" else None,
         }
 
@@ -272,6 +384,15 @@ class Pipeline:
                 raise InvalidRequestError(f"{param} has id {token}, which is a thought marker.", param=param)
 
 
+def _check_random(params: SamplingParams) -> None:
+    """Raises InvalidRequestError where all answers would be the same."""
+    if params.temperature == 0 and (params.thought_depth == 0 or params.thought_temperature == 0):
+        raise InvalidRequestError(
+            "best_of asks for the best of several answers, but at temperature 0 all are the same; raise it.",
+            param="best_of",
+        )
+
+
 def attempt_seed(seed: int, sample: int, turn: int = 0) -> int:
     """The seed of one attempt: 64 bits that depend on nothing but the request's seed and the attempt's place in it."""
     parts = b"".join(part.to_bytes(8, "little", signed=True) for part in (seed, sample, turn))
@@ -288,7 +409,7 @@ def _echoes(request: GenerationRequest) -> bool:
     return isinstance(request, CompletionRequest) and request.echo
 
 
-def _as_template_reads(message: Message) -> dict[str, str]:
+def as_template_reads(message: Message) -> dict[str, str]:
     """A message as chat templates expect it: the content one string, only the fields that were sent."""
     content = message.content if isinstance(message.content, str) else "\n".join(part.text for part in message.content)
     role = "system" if message.role == "developer" else message.role

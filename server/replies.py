@@ -23,9 +23,11 @@ class ErrorReply(BaseModel):
 
 
 class UsageDetails(BaseModel):
-    """Parts of `completion_tokens`."""
+    """Parts of `completion_tokens`; the rest is what the reply's answers show."""
 
-    reasoning_tokens: int
+    reasoning_tokens: int  # hidden ones, of all answers that were drawn
+    draft_tokens: int  # visible ones of earlier turns
+    discarded_tokens: int  # visible ones of answers that were drawn and are not returned
 
 
 class Usage(BaseModel):
@@ -35,6 +37,19 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     completion_tokens_details: UsageDetails
+
+
+class Timings(BaseModel):
+    """What a request took. Of several answers: from the first to begin to the last to end, one after the other or not."""
+
+    queue_time_ms: float | None = None
+    time_to_first_token_ms: float | None = None  # hidden or visible
+    time_to_first_output_token_ms: float | None = None
+    generation_time_ms: float | None = None
+    thought_time_ms: float | None = None  # in forwards that thought, of the answer that thought longest
+    tokens_per_second: float | None = None  # visible ones
+    forwards_per_token: float | None = None
+    acceptance_rate: float | None = None  # drafts that were decided as drafted
 
 
 class ThoughtReply(BaseModel):
@@ -93,6 +108,8 @@ class CompletionReply(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    metrics: Timings = Timings()
+    warnings: list[str] = []
 
 
 class TopLogprob(BaseModel):
@@ -149,6 +166,8 @@ class ChatReply(BaseModel):
     usage: Usage
     prompt_token_ids: list[int] = []
     prompt_logprobs: list[dict[str, PromptLogprob] | None] = []
+    metrics: Timings = Timings()
+    warnings: list[str] = []
 
 
 class ChatChunk(BaseModel):
@@ -161,6 +180,8 @@ class ChatChunk(BaseModel):
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
     prompt_token_ids: list[int] = []
+    metrics: Timings = Timings()
+    warnings: list[str] = []
 
 
 class Capabilities(BaseModel):
@@ -190,3 +211,25 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelReply]
+
+
+class TokenizeReply(BaseModel):
+    """POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeReply(BaseModel):
+    """POST /detokenize."""
+
+    prompt: str
+
+
+class CancelReply(BaseModel):
+    """POST /v1/requests/{id}/cancel."""
+
+    id: str
+    cancelled: Literal[True] = True

@@ -1,74 +1,188 @@
 """The endpoints."""
 
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from .choices import ChatWriter, CompletionWriter, Writer
-from .errors import ModelNotFoundError, UnavailableError
+from .errors import ModelNotFoundError, NotFoundError, UnavailableError
 from .metrics import CONTENT_TYPE, Metrics
-from .pipeline import GenerationRequest, Pipeline, Run
-from .replies import Capabilities, ChatReply, CompletionReply, ErrorReply, ModelList, ModelReply
-from .schemas import ChatRequest, CompletionRequest
+from .pipeline import GenerationRequest, Pipeline, as_template_reads
+from .presets import Preset
+from .replies import (
+    CancelReply,
+    Capabilities,
+    ChatReply,
+    CompletionReply,
+    DetokenizeReply,
+    ErrorReply,
+    ModelList,
+    ModelReply,
+    TokenizeReply,
+)
+from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .streaming import EventStream, unless_disconnected
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
-STARTED = int(time.time())
+
+
+@dataclass
+class Service:
+    """What is served: one model under its own name and those of its presets."""
+
+    model_name: str
+    metrics: Metrics
+    presets: dict[str, Preset] = field(default_factory=dict)
+    pipeline: Pipeline | None = None  # while the model loads
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a request may call the model, its own first."""
+        return [self.model_name, *self.presets]
+
+    def check_name(self, name: str | None) -> str:
+        """The name that a reply repeats. Raises ModelNotFoundError."""
+        if name is None:
+            return self.model_name
+        if name not in self.names:
+            known = ", ".join(map(repr, self.names))
+            raise ModelNotFoundError(
+                f"The model {name[:100]!r} does not exist. This server has {known}.", param="model"
+            )
+        return name
+
+    def limits(self) -> dict[str, int]:
+        """The largest value of whole numbers in a request, by the name of their field; empty while the model loads."""
+        return self.pipeline.limits() if self.pipeline else {}
+
+    def ready_pipeline(self) -> Pipeline:
+        """The pipeline. Raises UnavailableError while the model loads."""
+        if self.pipeline is None:
+            raise UnavailableError("The model is being loaded.", code="model_loading", retry_after_s=2)
+        return self.pipeline
+
+
+class _PresetRequest(Request):
+    """A request whose body is read with the defaults of the preset that it names."""
+
+    async def json(self) -> Any:
+        """The body."""
+        body = await super().json()
+        if not isinstance(body, dict) or not isinstance(name := body.get("model"), str):
+            return body
+        preset = _service(self).presets.get(name)
+        return preset.fill(body) if preset else body
+
+
+class _PresetRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        handle = super().get_route_handler()
+
+        async def handle_with_preset(request: Request) -> Response:
+            return await handle(_PresetRequest(request.scope, request.receive))
+
+        return handle_with_preset
+
 
 router = APIRouter(responses=ERRORS)
+generation = APIRouter(responses=ERRORS, route_class=_PresetRoute)
 
 
-@router.post("/v1/completions", response_model=CompletionReply)
+@generation.post("/v1/completions", response_model=CompletionReply)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one or more prompts."""
-    run = _start(request, body)
-    tokens = _pipeline(request).engine.tokens
-    return await _reply(request, CompletionWriter(body, run, tokens, _model_name(request), request.state.request_id))
+    return await _answer(request, body, CompletionWriter)
 
 
-@router.post("/v1/chat/completions", response_model=ChatReply)
+@generation.post("/v1/chat/completions", response_model=ChatReply)
 async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
-    run = _start(request, body)
-    tokens = _pipeline(request).engine.tokens
-    return await _reply(request, ChatWriter(body, run, tokens, _model_name(request), request.state.request_id))
+    return await _answer(request, body, ChatWriter)
+
+
+router.include_router(generation)
+
+
+@router.post("/v1/requests/{request_id}/cancel")
+async def cancel(request_id: str, request: Request) -> CancelReply:
+    """End a request that runs, by its x-request-id or by the id of its reply; it is answered with what it has."""
+    own_id = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
+    running = _service(request).ready_pipeline().runs.get(own_id, [])
+    if not (runs := [run for run in running if run.num_unfinished]):
+        raise NotFoundError("No request of this id is running.")
+    for run in runs:
+        run.cancel()
+    return CancelReply(id=own_id)
+
+
+@router.post("/tokenize")  # plain functions run on a thread of their own: a long text holds nobody up
+def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
+    """The ids of a text, or of a conversation as the model reads it."""
+    engine = _checked(request, body).engine
+    if body.messages is not None:
+        messages = [as_template_reads(message) for message in body.messages]
+        ids = engine.tokens.render(messages, add_generation_prompt=body.add_generation_prompt)
+    else:
+        ids = engine.tokens.encode(body.prompt or "", special=body.add_special_tokens)
+    texts = [engine.tokens.token_text(id_) for id_ in ids] if body.return_token_strs else None
+    return TokenizeReply(count=len(ids), max_model_len=engine.max_model_len, tokens=ids, token_strs=texts)
+
+
+@router.post("/detokenize")
+def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
+    """The text of ids, special ones by their name."""
+    tokens = _checked(request, body).engine.tokens
+    return DetokenizeReply(prompt=tokens.decode(tokens.check(body.tokens), special=True))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """The tokenizer's class, its special tokens and its chat template."""
+    return _service(request).ready_pipeline().engine.tokens.describe()
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> ModelList:
     """What is served."""
-    return ModelList(data=[_describe_model(request)])
+    return ModelList(data=[_describe_model(request, name) for name in _service(request).names])
 
 
 @router.get("/v1/models/{model_id:path}")
 async def model(model_id: str, request: Request) -> ModelReply:
     """One served model."""
-    _check_model(request, model_id)
-    return _describe_model(request)
+    return _describe_model(request, _service(request).check_name(model_id))
 
 
 @router.get("/health")
 @router.get("/ping")
 @router.post("/ping")
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def health(request: Request) -> dict[str, str]:
-    """The process is alive, draining or not."""
-    if not _pipeline(request).engine.healthy:
+    """The process is alive, loading or draining too."""
+    pipeline = _service(request).pipeline
+    if pipeline and not pipeline.engine.healthy:
         raise UnavailableError("The engine has stopped.", code="internal_error")
     return {"status": "ok"}
 
 
 @router.get("/ready")
+@router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> dict[str, str]:
     """New work is taken."""
-    pipeline = _pipeline(request)
+    pipeline = _service(request).ready_pipeline()
     if pipeline.draining:
         raise UnavailableError("The server is shutting down.", code="draining", retry_after_s=5)
     if not pipeline.engine.ready:
-        raise UnavailableError("The model is not ready.", code="model_loading")
+        raise UnavailableError("The engine has stopped.", code="internal_error")
     return {"status": "ready"}
 
 
@@ -81,19 +195,21 @@ async def server_version() -> dict[str, str]:
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    books: Metrics = request.app.state.metrics
-    return Response(books.render(), headers={"Content-Type": CONTENT_TYPE})
+    return Response(_service(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _start(request: Request, body: GenerationRequest) -> Run:
-    if body.model is not None:
-        _check_model(request, body.model)
-    return _pipeline(request).start(body)
+async def _answer(request: Request, body: GenerationRequest, writer_of: type[Writer[Any, Any, Any]]) -> Response:
+    service, request_id = _service(request), request.state.request_id
+    name, pipeline = service.check_name(body.model), service.ready_pipeline()
+    run = request.state.run = await pipeline.start(body, request_id)
+    writer = writer_of(body, run, pipeline.engine.tokens, name, request_id)
+    reply = EventStream(writer) if body.stream else await _whole(request, writer)
+    if ignored := body.ignored():
+        reply.headers["x-ignored-params"] = ", ".join(ignored[:32])
+    return reply
 
 
-async def _reply(request: Request, writer: Writer[Any, Any, Any]) -> Response:
-    if writer.request.stream:
-        return EventStream(writer)
+async def _whole(request: Request, writer: Writer[Any, Any, Any]) -> Response:
     with writer.run:
         try:
             answers = await unless_disconnected(request.receive, writer.run.answers())
@@ -102,31 +218,26 @@ async def _reply(request: Request, writer: Writer[Any, Any, Any]) -> Response:
     return Response(writer.whole(answers).model_dump_json(exclude_unset=True), media_type=JSONResponse.media_type)
 
 
-def _pipeline(request: Request) -> Pipeline:
-    return request.app.state.pipeline
+def _service(request: Request) -> Service:
+    return request.app.state.service
 
 
-def _model_name(request: Request) -> str:
-    return request.app.state.model_name
+def _checked(request: Request, body: Any) -> Pipeline:
+    _service(request).check_name(body.model)
+    return _service(request).ready_pipeline()
 
 
-def _check_model(request: Request, name: str) -> None:
-    if name != _model_name(request):
-        raise ModelNotFoundError(
-            f"The model {name[:100]!r} does not exist. This server has {_model_name(request)!r}.", param="model"
-        )
-
-
-def _describe_model(request: Request) -> ModelReply:
-    engine = _pipeline(request).engine
+def _describe_model(request: Request, name: str) -> ModelReply:
+    service = _service(request)
+    engine = service.ready_pipeline().engine
     depth = engine.max_thought_depth
     capabilities = Capabilities(
         thinking=depth > 0, max_thought_depth=depth, self_correction=False, rankers=[], probes=[]
     )
     return ModelReply(
-        id=_model_name(request),
-        created=STARTED,
-        parent=None,
+        id=name,
+        created=service.created,
+        parent=None if name == service.model_name else service.model_name,
         max_model_len=engine.max_model_len,
         capabilities=capabilities,
     )

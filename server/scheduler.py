@@ -20,7 +20,11 @@ class EngineClosedError(RuntimeError):
 
 
 class EngineError(RuntimeError):
-    """The engine could not finish an attempt; the message is safe to show."""
+    """The engine could not finish an attempt; the message is safe to show, the code one of the API's."""
+
+    def __init__(self, message: str, code: str = "internal_error") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,14 @@ class Attempt:
     prompt: tuple[int, ...]
     params: SamplingParams
     endpoint: str = ""  # that asked for it, for the metrics
+    request_id: str = ""  # for the log
+    num_samples: int = 1  # answers to its prompt, for the metrics
+    contested: bool = False  # whether its answer is returned is decided when it has ended
 
 
 @dataclass
 class Timing:
-    """Moments of a ticket on the monotonic clock, in seconds; None where it never got there."""
+    """Moments of a ticket on the monotonic clock, in seconds, and the times between them; None where it never got there."""
 
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None  # got a slot
@@ -43,6 +50,45 @@ class Timing:
     last_output: float | None = None
     finished: float | None = None
     thought_s: float = 0.0  # spent in forwards in which one of its thoughts took part
+
+    @property
+    def queue(self) -> float | None:
+        """From submission to a slot."""
+        return _between(self.submitted, self.started)
+
+    @property
+    def prefill(self) -> float | None:
+        """From a slot to the forward that read the prompt's end, which decodes the first token."""
+        return _between(self.started, self.first_token)
+
+    @property
+    def decode(self) -> float | None:
+        """From there to the end."""
+        return _between(self.first_token, self.finished)
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """From submission to the first token, hidden or visible."""
+        return _between(self.submitted, self.first_token)
+
+    @property
+    def time_to_first_output(self) -> float | None:
+        """From submission to the first visible token."""
+        return _between(self.submitted, self.first_output)
+
+    @property
+    def total(self) -> float | None:
+        """From submission to the end."""
+        return _between(self.submitted, self.finished)
+
+    def per_token(self, num_output_tokens: int) -> float | None:
+        """Mean time between visible tokens; None where there are fewer than two."""
+        whole = _between(self.first_output, self.last_output)
+        return None if whole is None or num_output_tokens < 2 else whole / (num_output_tokens - 1)
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else end - begin
 
 
 _numbers = itertools.count()
@@ -57,8 +103,9 @@ class Ticket:
     number: int = field(default_factory=lambda: next(_numbers))
     timing: Timing = field(default_factory=Timing)
     slot: int | None = None
-    cancelled: bool = False
-    finish_reason: str | None = None  # "stop", "length", "abort" (cancelled) or "error"
+    cancelled: str | None = None  # the finish reason that it is to get: "abort" or "timeout"
+    finish_reason: str | None = None  # "stop", "length", "abort", "timeout" or "error"
+    kept: bool | None = None  # a contested one's answer is returned; None: not decided
     num_output_tokens: int = 0  # visible, the end of the text included
     num_thought_tokens: int = 0
     counts: Counts = field(default_factory=Counts)  # what it cost

@@ -1,15 +1,30 @@
-"""The bodies of requests: null is unset everywhere, and what is not honoured is refused."""
+"""The bodies of requests: null is unset everywhere; what we know and do not honour is refused, what we do not know is told."""
 
 import difflib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
-MAX_CHOICES = 16
+MAX_CHOICES = 1024  # of one prompt; a server allows fewer
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_PROMPTS = 2048
+
+_NEAR = 0.81  # likeness from which a key that we do not know is taken for a slip of the pen
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -23,8 +38,8 @@ def _unsupported(message: str, param: str | None = None) -> PydanticCustomError:
 
 
 def _quoted(key: str) -> str:
-    """A client's key on one short line, whatever it holds."""
-    return key if key.isidentifier() and len(key) <= 64 else repr(key[:64])
+    """A client's key on one short line of ASCII, whatever it holds."""
+    return key if key.isidentifier() and key.isascii() and len(key) <= 64 else ascii(key[:64])
 
 
 def _wanted(description: str) -> WrapValidator:
@@ -39,41 +54,94 @@ def _wanted(description: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def _only(*neutral: Any) -> BeforeValidator:
-    """For a field that is not built: it may say what holds anyway, and nothing else."""
-    allowed = f"this server supports only {neutral[0]!r}" if neutral else "this server does not support this parameter"
+def _whole(value: Any) -> Any:
+    """8.0 is the number 8: JSON has one kind, and some languages write all of theirs so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def validate(value: Any) -> Any:
-        if not any(type(value) is type(same) and value == same for same in neutral):
-            raise _unsupported(allowed)
+
+def _whole_members(value: Any) -> Any:
+    """The same for lists of ids, and lists of those, which are long: they are looked through, and seldom written anew."""
+    if not isinstance(value, list) or not any(isinstance(member, float | list) for member in value):
         return value
+    return [_whole_members(member) if isinstance(member, list) else _whole(member) for member in value]
 
-    return BeforeValidator(validate)
+
+_Members = BeforeValidator(_whole_members)
+
+
+class _Only:
+    """For a field that is not built: it may say what holds anyway, and nothing else."""
+
+    def __init__(self, *neutral: Any) -> None:
+        self.neutral = neutral
+
+    def check(self, value: Any) -> Any:
+        """The value, if it changes nothing."""
+        if any(type(value) is type(same) and value == same for same in self.neutral):
+            return value
+        only = f"only {self.neutral[0]!r}" if self.neutral else None
+        raise _unsupported(f"this server supports {only}" if only else "this server does not support this parameter")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"enum": [*self.neutral, None]}
 
 
 class Body(BaseModel):
-    """A JSON object from a client: strict types, no unknown key, null is unset."""
+    """A JSON object from a client: strict types, null is unset, keys that we do not know stay in `model_extra`."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    elsewhere: ClassVar[frozenset[str]] = frozenset()  # keys that another endpoint has, and this one does not
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, values: Any) -> Any:
+    def _prepare(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         present = {key: value for key, value in values.items() if value is not None}
-        for key in present:
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(key[:64], cls.model_fields, n=1, cutoff=0.75)
-                raise _unsupported("unknown field" + (f"; did you mean {near[0]!r}?" if near else ""), _quoted(key))
-        return present
+        for key in present.keys() - cls.model_fields.keys():
+            if any("\ud800" <= letter <= "\udfff" for letter in key):
+                raise _unsupported("no field has such a name", _quoted(key))
+            if key in cls.elsewhere:
+                raise _unsupported("this endpoint does not have this field", key)
+            if near := difflib.get_close_matches(key[:64], cls.model_fields, n=1, cutoff=_NEAR):
+                raise _unsupported(f"unknown field; did you mean {near[0]!r}?", _quoted(key))
+        whole = {name for name, field in cls.model_fields.items() if field.annotation in (int, int | None)}
+        return {key: _whole(value) if key in whole else value for key, value in present.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """What is not required may be null."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, told in schema.get("properties", {}).items():
+            nullable = {"type": "null"} in told.get("anyOf", []) or None in told.get("enum", [])
+            if name not in schema.get("required", []) and not nullable:
+                outer = {key: told.pop(key) for key in ("title", "description", "default") if key in told}
+                schema["properties"][name] = {"anyOf": [told, {"type": "null"}], **outer}
+        return schema
+
+    def ignored(self) -> list[str]:
+        """The keys that mean nothing to us, here and in the objects below, as one writes them: `messages[0].audio`."""
+        names = [_quoted(key) for key in self.model_extra or {}]
+        for field in sorted(self.model_fields_set & type(self).model_fields.keys()):
+            value = getattr(self, field)
+            for place, part in [("", value)] if isinstance(value, Body) else _bodies(value):
+                names += [f"{field}{place}.{name}" for name in part.ignored()]
+        return names
+
+
+def _bodies(value: Any) -> "list[tuple[str, Body]]":
+    parts = enumerate(value) if isinstance(value, list) else ()
+    return [(f"[{i}]", part) for i, part in parts if isinstance(part, Body)]
 
 
 class StreamOptions(Body):
     """What a stream carries besides the text."""
 
     include_usage: bool = False
-    continuous_usage_stats: Annotated[Any, _only(False)] = None
+    continuous_usage_stats: bool = False
 
 
 class ChatTemplateKwargs(Body):
@@ -86,6 +154,9 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId = Annotated[int, Field(ge=0)]
 _Stop = Annotated[str, Field(min_length=1)]
+_Text = Annotated[
+    str, WithJsonSchema({"type": "string", "minLength": 1})
+]  # the tokenizer's reader says better what is wrong
 _Ids = Annotated[list[_TokenId], Field(min_length=1)]
 _Stops = Annotated[
     _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)],
@@ -94,6 +165,13 @@ _Stops = Annotated[
 _Biases = Annotated[
     dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Bias],
     _wanted("a map from token ids to biases between -100 and 100"),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
 ]
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -101,11 +179,12 @@ _Metadata = Annotated[
     _wanted("a map of at most 16 strings"),
 ]
 _Prompts = Annotated[
-    str
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    _Text
+    | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     | _Ids
     | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)],
     _wanted("a string, a list of strings, a list of token ids, or a list of lists of token ids, none of them empty"),
+    _Members,
 ]
 
 
@@ -127,7 +206,7 @@ class GenerationRequest(Body):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: _Stops = []
-    stop_token_ids: list[_TokenId] = []
+    stop_token_ids: Annotated[list[_TokenId], _Members] = []
     ignore_eos: bool = False
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
@@ -146,27 +225,28 @@ class GenerationRequest(Body):
     include_reasoning: bool = False
     return_thoughts: bool = False
 
-    best_of: int | None = None
-    thinking_token_budget: Annotated[Any, _only(-1)] = None
-    self_correction_turns: Annotated[Any, _only(0)] = None
-    self_correction_prompt: Annotated[Any, _only()] = None
-    return_drafts: Annotated[Any, _only(False)] = None
-    voting: Annotated[Any, _only("none")] = None
-    ranker: Annotated[Any, _only()] = None
-    answer_pattern: Annotated[Any, _only()] = None
-    return_samples: Annotated[Any, _only(False)] = None
-    probes: Annotated[Any, _only([])] = None
-    timeout_s: Annotated[Any, _only()] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none")] = None
-    functions: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only("none")] = None
+    thinking_token_budget: int | None = Field(None, ge=-1)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    timeout_s: float | None = Field(None, gt=0)
+
+    self_correction_turns: Annotated[Any, _Only(0)] = None
+    self_correction_prompt: Annotated[Any, _Only()] = None
+    return_drafts: Annotated[Any, _Only(False)] = None
+    voting: Annotated[Any, _Only("none")] = None
+    ranker: Annotated[Any, _Only()] = None
+    answer_pattern: Annotated[Any, _Only()] = None
+    return_samples: Annotated[Any, _Only(False)] = None
+    probes: Annotated[Any, _Only([])] = None
+    response_format: Annotated[Any, _Only({"type": "text"})] = None
+    tools: Annotated[Any, _Only([])] = None
+    tool_choice: Annotated[Any, _Only("none")] = None
+    functions: Annotated[Any, _Only([])] = None
+    function_call: Annotated[Any, _Only("none")] = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.best_of not in (None, 1, self.n):
-            raise _unsupported("this server supports only the value of n", "best_of")
+        if self.best_of is not None and self.best_of < self.n:
+            raise _invalid(f"best_of is {self.best_of}; it must be at least n, {self.n}", "best_of")
         if self.thought_threshold is not None and self.thought_mode != "adaptive":
             raise _invalid("only thought_mode 'adaptive' has a threshold", "thought_threshold")
         if self.thought_mode == "off" and self.thought_depth:
@@ -188,6 +268,11 @@ class GenerationRequest(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def num_samples(self) -> int:
+        """Answers drawn for each prompt, of which `n` are returned."""
+        return self.best_of or self.n
+
+    @property
     def include_usage(self) -> bool:
         """The stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -196,10 +281,12 @@ class GenerationRequest(Body):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
+    elsewhere = frozenset({"messages", "top_logprobs"})
+
     prompt: _Prompts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
-    suffix: Annotated[Any, _only("")] = None
+    suffix: Annotated[Any, _Only("")] = None
 
     @model_validator(mode="after")
     def _check_limit(self) -> Self:
@@ -235,12 +322,18 @@ class Message(Body):
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: Annotated[Any, _Only([])] = None
+    function_call: Annotated[Any, _Only()] = None
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
+    elsewhere = frozenset({"prompt", "suffix", "echo"})
+
     messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
 
@@ -248,11 +341,42 @@ class ChatRequest(GenerationRequest):
     def _check_chat(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise _invalid("set logprobs to true to get top_logprobs", "top_logprobs")
-        if self.token_limit == 0:
-            raise _invalid("at least 1 token must be asked for", "max_tokens")
         return self
 
     @property
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None reports nothing."""
         return self.top_logprobs if self.logprobs else None
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: a text, or a conversation as the chat endpoint renders it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
+                for one, kind, other in (("prompt", "string", "messages"), ("messages", "array", "prompt"))
+            ]
+        }
+    )
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool = True  # to a text; a conversation's are its template's
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise _invalid("give either a prompt or messages", "prompt")
+        return self
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[_TokenId], _Members]

@@ -1,153 +1,176 @@
-"""What a server is told when it starts: flags become `Settings`."""
+"""What a server is told when it starts. `quietserve check-config` prints what holds."""
 
-import argparse
-from collections.abc import Callable, Sequence
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, Literal
 
-Number = TypeVar("Number", int, float)
+from .flags import FlagError, Told, boolean, flag, num_bytes, one_of, read_flags, seconds, whole
+from .presets import Preset, parse_preset
+
+_DESCRIPTION = "Serve a checkpoint over HTTP: OpenAI's API, with thoughts before every token."
 
 
-class SettingsError(ValueError):
-    """A flag that cannot be; the message is one line."""
+class SettingsError(FlagError):
+    """A setting that cannot be; the message is one line."""
+
+
+def _key(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text or not text:
+        raise ValueError("a key is made of visible ASCII characters")  # and is not repeated here
+    return text
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not text.startswith(("http://", "https://")):
+        raise ValueError(f"{text!r} is not an origin like https://example.org, nor *")
+    return text.rstrip("/")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to serve; each field is a flag."""
 
-    model: str | None = None  # a checkpoint folder; None is the bundled checkpoint
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0 is any free one
-    served_model_name: str | None = None  # None is the checkpoint's own name
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "half", "int8"] = "none"
-    device: str = "auto"
-    max_model_len: int | None = None  # None is what the checkpoint allows
-    max_num_seqs: int = 16
-    max_num_queued_reqs: int = 256
-    default_thought_depth: int | None = None  # None is the depth the checkpoint was trained at
-    max_thought_depth: int | None = None  # None is chosen from the trained depth
-    max_num_thoughts: int = 8
-    max_num_batched_tokens: int = 256
-    pipeline_depth: int | None = None  # None is chosen for each forward
-    prefix_caching: bool = True
-    cuda_graphs: bool = True
-    num_threads: int | None = None  # None is 1 for a small model, torch's default for others
-    shutdown_timeout: float = 30.0  # seconds
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    model: str | None = flag(None, str, "a checkpoint folder (default: the bundled checkpoint)", positional=True)
+    host: str = flag("127.0.0.1", str, "address to listen on")
+    port: int = flag(8000, whole(0, 65535), "0 is any free port", metavar="N")
+    config: str | None = flag(None, str, "a TOML file of flags, such as check-config prints", metavar="FILE")
+
+    served_model_name: str | None = flag(
+        None, str, "what requests call the model (default: the checkpoint's name)", metavar="NAME"
+    )
+    model_preset: tuple[Preset, ...] = flag(
+        (),
+        parse_preset,
+        "publish one more model name, whose requests have these defaults",
+        metavar="NAME=JSON",
+        many=True,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
+        "auto", one_of("auto", "float32", "bfloat16", "float16"), "of the weights: auto, float32, bfloat16 or float16"
+    )
+    quantization: Literal["none", "half", "int8", "bnb-8bit", "bnb-4bit"] = flag(
+        "none",
+        one_of("none", "half", "int8", "bnb-8bit", "bnb-4bit"),
+        "none; half or int8: on a CPU, hold the layers' weights so, which is faster and not lossless; "
+        "bnb-8bit or bnb-4bit: bitsandbytes', which saves memory",
+    )
+    device: str = flag("auto", str, "auto, cpu, cuda, cuda:1 ...")
+    num_threads: int | None = flag(
+        None, whole(1, 1024), "CPU threads of a forward (default: 1 for a small model)", metavar="N"
+    )
+    cuda_graphs: bool = flag(True, boolean, "record the forwards of a GPU")
+
+    max_model_len: int | None = flag(
+        None,
+        whole(1),
+        "longest prompt and answer together, in tokens (default: the checkpoint's, up to 4096)",
+        metavar="N",
+    )
+    max_num_seqs: int = flag(16, whole(1, 4096), "answers decoded at a time", metavar="N")
+    max_num_queued_reqs: int = flag(256, whole(0), "answers that may wait for a place", metavar="N")
+    kv_cache_memory_bytes: int | None = flag(
+        None, num_bytes, "most memory for the cache, 4GiB for example: fewer answers at a time where they do not fit it"
+    )
+    max_num_batched_tokens: int = flag(
+        256, whole(1), "prompt tokens read in one forward, so that a long prompt holds nobody up", metavar="N"
+    )
+    prefix_caching: bool = flag(True, boolean, "read what prompts have in common only once")
+
+    default_thought_depth: int | None = flag(
+        None, whole(0), "of requests that name none (default: as trained)", metavar="N"
+    )
+    max_thought_depth: int | None = flag(
+        None, whole(0), "most that a request may ask for (default: as trained, at least 16)", metavar="N"
+    )
+    max_num_thoughts: int = flag(8, whole(1, 64), "most parallel thoughts that a request may ask for", metavar="N")
+    max_best_of: int = flag(16, whole(1, 1024), "most answers to one prompt that a request may ask for", metavar="N")
+    pipeline_depth: int | None = flag(
+        None,
+        whole(1, 65),
+        "tokens of one answer that may be thought about at once; 1 is one after the other (default: chosen as it runs)",
+        metavar="D",
+    )
+
+    api_key: tuple[str, ...] = flag(
+        (), _key, "a key that requests must have; others can see a command line, so rather", many=True, secret=True
+    )
+    api_key_file: str | None = flag(None, str, "a file of keys, one a line", metavar="FILE")
+    allowed_origins: tuple[str, ...] = flag(
+        (), _origin, "an origin whose pages a browser lets ask this server; * is any (default: none)", many=True
+    )
+    request_timeout: float | None = flag(
+        None, seconds, "seconds that a request may take, unless it asks for less (default: no limit)", metavar="S"
+    )
+    shutdown_timeout: float = flag(30.0, seconds, "seconds that running answers are given at the end", metavar="S")
+    metrics_compat: Literal["none", "vllm"] = flag(
+        "none", one_of("none", "vllm"), "vllm: tell the metrics by vLLM's names too, for dashboards that know those"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = flag(
+        "info", one_of("critical", "error", "warning", "info", "debug"), "critical, error, warning, info or debug"
+    )
+    log_format: Literal["text", "json"] = flag("text", one_of("text", "json"), "text, or json: one object a line")
 
     @classmethod
-    def from_args(cls, argv: Sequence[str]) -> "Settings":
-        """Parse a command line. Raises SettingsError, and SystemExit(0) after printing the help."""
-        return cls(**vars(_parser().parse_args(argv)))
+    def from_args(cls, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> "Settings":
+        """What a command line says, and the environment. Raises SettingsError, and SystemExit(0) after the help."""
+        return read_settings(argv, environ).settings
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="quietserve serve",
-        description="Serve a checkpoint over HTTP: OpenAI's API, with thoughts before every token.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", nargs="?", help="a checkpoint folder (default: the bundled checkpoint)")
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=_whole(0, 65535), help="0 is any free port (default: 8000)")
-    parser.add_argument(
-        "--served-model-name", metavar="NAME", help="what requests call the model (default: the checkpoint's name)"
-    )
-    parser.add_argument("--dtype", choices=_choices("dtype"), help="of the weights (default: auto)")
-    parser.add_argument(
-        "--quantization",
-        choices=_choices("quantization"),
-        help="on a CPU, hold the layers' weights in float16 or int8: faster, not lossless (default: none)",
-    )
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument(
-        "--max-model-len", metavar="N", type=_whole(1), help="longest prompt and answer together, in tokens"
-    )
-    parser.add_argument(
-        "--max-num-seqs", metavar="N", type=_whole(1, 4096), help="answers decoded at a time (default: 16)"
-    )
-    parser.add_argument(
-        "--max-num-queued-reqs", metavar="N", type=_whole(0), help="answers that may wait for a place (default: 256)"
-    )
-    parser.add_argument(
-        "--default-thought-depth", metavar="N", type=_whole(0), help="of requests that name none (default: as trained)"
-    )
-    parser.add_argument("--max-thought-depth", metavar="N", type=_whole(0), help="most that a request may ask for")
-    parser.add_argument(
-        "--max-num-thoughts",
-        metavar="N",
-        type=_whole(1, 64),
-        help="most parallel thoughts that a request may ask for (default: 8)",
-    )
-    parser.add_argument(
-        "--max-num-batched-tokens",
-        metavar="N",
-        type=_whole(1),
-        help="prompt tokens read in one forward, so that a long prompt holds nobody up (default: 256)",
-    )
-    parser.add_argument(
-        "--pipeline-depth",
-        metavar="D",
-        type=_whole(1, 65),
-        help="tokens of one answer that may be thought about at once; 1 is one after the other (default: chosen as it runs)",
-    )
-    parser.add_argument(
-        "--prefix-caching",
-        action=argparse.BooleanOptionalAction,
-        help="read what prompts have in common only once (default: yes)",
-    )
-    parser.add_argument(
-        "--cuda-graphs",
-        action=argparse.BooleanOptionalAction,
-        help="record the forwards of a GPU (default: yes)",
-    )
-    parser.add_argument(
-        "--num-threads",
-        metavar="N",
-        type=_whole(1, 1024),
-        help="CPU threads of a forward (default: 1 for a small model)",
-    )
-    parser.add_argument(
-        "--shutdown-timeout", metavar="S", type=_seconds, help="seconds that running answers are given (default: 30)"
-    )
-    parser.add_argument("--log-level", choices=_choices("log_level"), help="(default: info)")
-    return parser
-
-
-def _choices(name: str) -> tuple[str, ...]:
-    (kind,) = (field.type for field in fields(Settings) if field.name == name)
-    return kind.__args__  # type: ignore[union-attr]
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers in a range."""
-    allowed = f"{least} or more" if most is None else f"between {least} and {most}"
-
-    def parse(text: str) -> int:
+    def read_keys(self) -> tuple[str, ...]:
+        """All keys that open the server; none: it is open to all. Raises SettingsError."""
+        if self.api_key_file is None:
+            return self.api_key
         try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least or (most is not None and number > most):
-            raise argparse.ArgumentTypeError(f"{number} is out of range; it must be {allowed}")
-        return number
+            lines = Path(self.api_key_file).read_text().splitlines()
+            keys = tuple(_key(line.strip()) for line in lines if line.strip())
+        except OSError as error:
+            raise SettingsError(f"argument --api-key-file: {self.api_key_file}: {error.strerror}") from error
+        except ValueError as error:
+            raise SettingsError(f"argument --api-key-file: {self.api_key_file}: {error}") from error
+        if not keys:  # an open server is not what was asked for
+            raise SettingsError(f"argument --api-key-file: {self.api_key_file} holds no key")
+        return self.api_key + keys
 
-    return parse
 
-
-def _seconds(text: str) -> float:
+def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Told[Settings]:
+    """The settings and where each was told. Raises SettingsError, and SystemExit(0) after printing the help."""
+    environ = os.environ if environ is None else environ
     try:
-        seconds = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 <= seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is out of range; it must be 0 or more")
-    return seconds
+        told = read_flags(Settings, argv, environ, "quietserve serve", _DESCRIPTION)
+    except FlagError as error:
+        raise SettingsError(str(error)) from error
+    names = [told.settings.served_model_name, *(preset.name for preset in told.settings.model_preset)]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(f"argument --model-preset: two models are called {doubled.pop()!r}")
+    return told
+
+
+def check_config(argv: Sequence[str] | None = None) -> int:
+    """`quietserve check-config`: print what holds, as a file that --config reads; 2 where a setting cannot be."""
+    try:
+        told = read_settings(sys.argv[1:] if argv is None else argv)
+        told.settings.read_keys()
+    except SettingsError as error:
+        print(f"quietserve check-config: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for described in fields(Settings):
+        value, secret = getattr(told.settings, described.name), described.metadata["flag"].secret
+        if described.name != "config":
+            print(f"{_line(described.name, value, secret):<40} # {told.origins[described.name]}")
+    return 0
+
+
+def _line(name: str, value: Any, secret: bool) -> str:
+    if secret and value:
+        return f"# {name}: {len(value)} not shown"
+    if value is None or value == ():
+        return f"# {name} ="
+    texts = [str(item) if isinstance(item, Preset) else item for item in value] if isinstance(value, tuple) else value
+    return f"{name} = {json.dumps(texts, ensure_ascii=False)}"
+
+
+if __name__ == "__main__":
+    sys.exit(check_config())

@@ -12,13 +12,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .choices import Writer
-from .errors import as_api_error, error_reply
+from .errors import EXPECTED, as_api_error, error_reply
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+SILENCE_S = 15.0  # after which something is sent, lest somebody between takes the connection for dead
 
 
 class EventStream(Response):
@@ -39,7 +41,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in events(self._writer):
+        async for event in kept_alive(events(self._writer), SILENCE_S):
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -47,15 +49,36 @@ class EventStream(Response):
 async def events(writer: Writer[Any, Any, Any]) -> AsyncIterator[bytes]:
     """One event for each thing to tell; the usage where it was asked for, or an error; then the end of the stream."""
     try:
-        async for index, progress in writer.run.progress():
-            if chunk := writer.chunk(index, progress):
+        async for choice, decided in writer.run.progress():
+            if chunk := writer.chunk(choice, decided):
                 yield _event(chunk)
         if writer.request.include_usage:
             yield _event(writer.usage_chunk())
     except Exception as error:  # the status is long sent: an event is the only way to tell
-        logger.exception("a stream failed")
+        if not isinstance(error, EXPECTED):
+            logger.exception("a stream failed")
         yield _event(error_reply(as_api_error(error)))
     yield DONE
+
+
+async def kept_alive(events: AsyncIterator[bytes], silence_s: float) -> AsyncIterator[bytes]:
+    """The events, and a comment whenever none has come for so long."""
+    coming: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            await asyncio.wait({coming}, timeout=silence_s)
+            if not coming.done():
+                yield KEEP_ALIVE
+                continue
+            try:
+                event, coming = coming.result(), None
+            except StopAsyncIteration:
+                return
+            yield event
+    finally:
+        if coming and not coming.done():
+            coming.cancel()
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -9,6 +9,7 @@ from quietserve.model.tokens import Tokens
 from quietserve.server.app import create_app
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
+from quietserve.server.routes import Service
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,13 @@ def pipeline(engine: FakeEngine) -> Pipeline:
 
 
 @pytest.fixture
-def client(pipeline: Pipeline, metrics: Metrics) -> Client:
-    return Client(create_app(pipeline, metrics, MODEL))
+def service(pipeline: Pipeline, metrics: Metrics) -> Service:
+    return Service(MODEL, metrics, pipeline=pipeline)
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    return Client(create_app(service))
 
 
 @pytest.fixture

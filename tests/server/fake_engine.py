@@ -84,17 +84,20 @@ class FakeEngine:
         self.running += tickets
         return tickets
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Ticket, reason: str = "abort") -> None:
         if ticket.finish_reason is None:
-            ticket.cancelled = True
-            ticket.finish_reason = "abort"
+            ticket.cancelled = ticket.finish_reason = reason
             self.running.remove(ticket)
+
+    def judge(self, ticket: Ticket, kept: bool) -> None:
+        if ticket.kept is None:
+            ticket.kept = kept
 
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
         for i, progress in enumerate(self._decode(ticket.attempt)):
             await asyncio.sleep(self.pace_s)
             if ticket.cancelled:
-                yield Progress(finish_reason="abort")
+                yield Progress(finish_reason=ticket.cancelled)
                 return
             if self.failure and i == 3:
                 raise self.failure

@@ -1,14 +1,20 @@
 """What every reply has, the small endpoints, and errors that are not the client's."""
 
+import asyncio
 import re
 
+import httpx
 import pytest
-from fake_engine import Client, FakeEngine
+from fake_engine import Client, FakeEngine, events
 
 from quietserve.model.config import SamplingParams
 from quietserve.server import errors
+from quietserve.server.app import create_app
+from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline, attempt_seed
+from quietserve.server.routes import Service
 from quietserve.server.scheduler import Attempt, EngineClosedError, EngineError, QueueFullError
+from quietserve.server.schemas import ChatRequest, CompletionRequest
 
 COMPLETIONS = "/v1/completions"
 
@@ -125,3 +131,147 @@ def test_the_endpoint_is_told_for_the_books(client: Client, engine: FakeEngine) 
     client.chat()
     assert [ticket.attempt.endpoint for ticket in engine.tickets] == ["completions", "chat"]
     assert Attempt((1,), SamplingParams()).endpoint == ""
+
+
+def test_what_is_unknown_is_ignored_and_told(client: Client) -> None:
+    asked = {"prompt": "x", "frobnicate": 1, "priority": None, "чужой": 2, "stream_options": None}
+    reply = client.post(COMPLETIONS, asked)
+    assert reply.status_code == 200
+    assert reply.headers["x-ignored-params"] == "frobnicate, '\\u0447\\u0443\\u0436\\u043e\\u0439'"
+    assert reply.json()["warnings"][0] == "frobnicate is not a parameter of this server and was ignored"
+    messages = [{"role": "assistant", "content": [{"type": "text", "text": "a", "cached": 1}], "refusal": "no"}]
+    reply = client.post("/v1/chat/completions", {"messages": messages, "stream": True})
+    assert reply.headers["x-ignored-params"] == "messages[0].refusal, messages[0].content[0].cached"
+    assert "warnings" in events(reply.text)[-1]
+    plain = client.post(COMPLETIONS, {"prompt": "x", "user": "me", "metadata": {"a": "b"}})
+    assert "x-ignored-params" not in plain.headers
+    assert "warnings" not in plain.json()
+
+
+OTHERS = """store service_tier parallel_tool_calls modalities audio prediction verbosity prompt_cache_key safety_identifier
+    use_beam_search length_penalty include_stop_str_in_output skip_special_tokens spaces_between_special_tokens priority
+    truncate_prompt_tokens allowed_token_ids add_special_tokens guided_json structured_outputs request_id cache_salt bad_words
+    add_generation_prompt continue_final_message chat_template documents drop_params headers api_key typical_p mirostat
+    num_beams do_sample num_return_sequences no_repeat_ngram_size keep_alive options think grammar cache_prompt"""
+
+
+@pytest.mark.parametrize("schema", [CompletionRequest, ChatRequest])
+def test_what_other_servers_know_is_no_slip_of_the_pen(schema: type[CompletionRequest | ChatRequest]) -> None:
+    some = {"prompt": "x"} if schema is CompletionRequest else {"messages": [{"role": "user", "content": "x"}]}
+    asked = schema.model_validate(some | dict.fromkeys(OTHERS.split(), 1))
+    assert sorted(asked.ignored()) == sorted(OTHERS.split())
+
+
+def test_a_request_that_takes_too_long(client: Client, engine: FakeEngine, pipeline: Pipeline) -> None:
+    engine.pace_s = 0.02
+    reply = client.post(COMPLETIONS, {"prompt": "x", "timeout_s": 0.05})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
+    assert engine.tickets[0].finish_reason == "timeout"
+    *chunks, last = client.complete(stream=True, timeout_s=0.05)
+    assert last["error"]["code"] == "request_timeout"
+    assert chunks
+    pipeline._timeout_s = 0.05
+    assert client.post(COMPLETIONS, {"prompt": "x", "timeout_s": 60}).status_code == 504, "the server's limit is less"
+    assert not engine.running
+
+
+def test_a_request_is_ended_by_its_id(client: Client, engine: FakeEngine, pipeline: Pipeline) -> None:
+    engine.pace_s = 0.02
+
+    async def cancel(cancelled_id: str) -> tuple[int, dict]:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            running = asyncio.create_task(
+                http.post(COMPLETIONS, json={"prompt": "x", "n": 2}, headers={"x-request-id": "r-1"})
+            )
+            while "r-1" not in pipeline.runs:
+                await asyncio.sleep(0.01)
+            told = await http.post(f"/v1/requests/{cancelled_id}/cancel")
+            if told.status_code != 200:
+                running.cancel()
+                return told.status_code, told.json()
+            assert told.json() == {"id": "r-1", "cancelled": True}
+            return 200, (await running).json()
+
+    for name in ("r-1", "cmpl-r-1"):
+        _, reply = asyncio.run(cancel(name))
+        assert [choice["finish_reason"] for choice in reply["choices"]] == ["abort", "abort"]
+    assert asyncio.run(cancel("r-2"))[0] == 404
+    assert not pipeline.runs
+    assert not engine.running
+
+
+def test_a_server_that_still_loads_says_so(metrics: Metrics) -> None:
+    client = Client(create_app(Service("fake", metrics)))
+    assert client.get("/health").status_code == 200
+    for reply in (client.get("/ready"), client.post(COMPLETIONS, {"prompt": "x"}), client.get("/v1/models")):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_loading")
+        assert reply.headers["retry-after"]
+    assert client.get("/metrics").status_code == 200
+
+
+def test_the_tokenizer_over_http(client: Client) -> None:
+    told = client.post("/tokenize", {"prompt": "Ä!", "return_token_strs": True}).json()
+    assert (told["count"], told["max_model_len"], len(told["tokens"])) == (3, 200, 3)
+    assert client.post("/detokenize", {"tokens": told["tokens"]}).json() == {"prompt": "Ä!"}
+    assert client.post("/tokenize", {"prompt": ""}).json()["tokens"] == []
+    assert client.post("/detokenize", {"tokens": []}).json() == {"prompt": ""}
+    info = client.get("/tokenizer_info", headers={"content-type": "application/json"}).json()
+    assert info["eos_token"] == "<eos>"
+    assert info["bos_token"] is None
+    (eos,) = client.post("/tokenize", {"prompt": "<eos>", "add_special_tokens": False}).json()["tokens"]
+    assert client.post("/detokenize", {"tokens": [eos]}).json() == {"prompt": "<eos>"}
+    chat = [{"role": "user", "content": "hi"}]
+    counts = [
+        client.post("/tokenize", {"messages": chat, "add_generation_prompt": generate}).json()["count"]
+        for generate in (True, False)
+    ]
+    assert counts[0] == counts[1] + len("> ")
+    for bad in (
+        {},
+        {"prompt": "x", "messages": chat},
+        {"prompt": "<|startthought|>"},
+        {"prompt": "x", "model": "other"},
+    ):
+        assert client.post("/tokenize", bad).status_code in (400, 404)
+    assert client.post("/detokenize", {"tokens": [999]}).json()["error"]["code"] == "invalid_value"
+
+
+def test_what_a_reply_tells_of_its_time(client: Client, engine: FakeEngine) -> None:
+    reply = client.complete()
+    assert reply["metrics"] == {"thought_time_ms": 0.0}, "the fake engine keeps no time"
+    *chunks, last = client.complete(stream=True, n=2)
+    assert "metrics" in last
+    assert not any("metrics" in chunk for chunk in chunks)
+
+
+def test_usage_in_every_event_where_it_is_asked_for(client: Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = client.complete(stream=True, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+    assert chunks[-1]["choices"] == []
+
+
+def test_whole_numbers_may_be_written_with_a_point(client: Client, engine: FakeEngine) -> None:
+    """JavaScript, Lua and R have one kind of number, and JSON too."""
+    floats = {"max_tokens": 8.0, "n": 2.0, "thought_depth": 3.0, "seed": 4.0, "stop_token_ids": [5.0], "logprobs": 1.0}
+    for prompt, ids in (([65.0, 66], [(65, 66)]), ([[65, 66.0], [67.0]], [(65, 66), (67,)])):
+        engine.tickets.clear()
+        assert client.post(COMPLETIONS, floats | {"prompt": prompt}).status_code == 200
+        assert [ticket.attempt.prompt for ticket in engine.tickets[::2]] == ids
+        params = engine.tickets[0].attempt.params
+        assert (params.max_tokens, params.thought_depth, params.stop_token_ids) == (8, 3, (5,))
+
+
+def test_the_description_of_the_api_holds_this_servers_limits(client: Client, engine: FakeEngine) -> None:
+    def field(name: str) -> dict:
+        described = client.get("/openapi.json").json()["components"]["schemas"]["CompletionRequest"]["properties"]
+        return described[name]["anyOf"][0]
+
+    assert field("thought_depth") == {"type": "integer", "minimum": 0, "maximum": 16}
+    assert field("n")["maximum"] == 16
+    assert field("stop_token_ids")["items"]["maximum"] == 258
+    engine.max_thought_depth = 3
+    assert field("thought_depth")["maximum"] == 3

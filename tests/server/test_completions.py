@@ -24,7 +24,7 @@ def test_usage_counts_every_decoded_token(client: Client, engine: FakeEngine) ->
         "prompt_tokens": 5,
         "completion_tokens": visible + thoughts,
         "total_tokens": 5 + visible + thoughts,
-        "completion_tokens_details": {"reasoning_tokens": thoughts},
+        "completion_tokens_details": {"reasoning_tokens": thoughts, "draft_tokens": 0, "discarded_tokens": 0},
     }
 
 

@@ -47,7 +47,7 @@ async def leave(app: Any, body: dict[str, Any], engine: FakeEngine) -> list[dict
 def test_leaving_cancels_every_choice(client: Client, engine: FakeEngine, stream: bool) -> None:
     engine.answer, engine.pace_s = says("x" * 100), 0.02
     sent = asyncio.run(leave(client.app, {"prompt": "p", "max_tokens": 100, "n": 3, "stream": stream}, engine))
-    assert [ticket.cancelled for ticket in engine.tickets] == [True] * 3
+    assert [ticket.cancelled for ticket in engine.tickets] == ["abort"] * 3
     assert not engine.running
     assert (sent[0]["status"] == 200) == stream
     handled = client.get("/metrics").text

@@ -17,6 +17,7 @@ from quietserve.server.engine import Engine
 from quietserve.server.scheduler import Attempt, EngineClosedError, EngineError, QueueFullError, Ticket
 
 MODEL = tiny.quiet_model(stops="aeiou")
+TOKENS = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
 LONG = SamplingParams(max_tokens=300, thought_depth=4, ignore_eos=True)
 
 
@@ -26,7 +27,9 @@ class Books:
     def __init__(self) -> None:
         self.ended: list[str | None] = []
         self.forwards = 0
-        self.last_gauges = (0, 0)
+        self.last_gauges = (0, 0, 0.0)
+        self.judgements: list[tuple[bool | None, int]] = []
+        self.num_out_of_memory = 0
 
     def admitted(self, ticket: Ticket) -> None: ...
 
@@ -38,16 +41,21 @@ class Books:
     def finished(self, ticket: Ticket) -> None:
         self.ended.append(ticket.finish_reason)
 
-    def gauges(self, running: int, waiting: int) -> None:
-        self.last_gauges = (running, waiting)
+    def judged(self, ticket: Ticket) -> None:
+        self.judgements.append((ticket.kept, ticket.num_output_tokens))
+
+    def out_of_memory(self, times: int) -> None:
+        self.num_out_of_memory += times
+
+    def gauges(self, running: int, waiting: int, cache_usage: float) -> None:
+        self.last_gauges = (running, waiting, cache_usage)
 
 
 def run(work: Callable[[Engine, Books], Awaitable[Any]], model: QuietModel = MODEL, **settings: Any) -> Books:
     """Run `work` against a started engine, close it, and check that everything is back where it was."""
     books = Books()
-    tokens = Tokens(tiny.tokenizer(), eos_ids=[0], marker_tokens=tiny.SPECIAL[1:])
     engine = Engine(
-        model=model, tokens=tokens, observer=books, **({"max_num_seqs": 4, "max_model_len": 400} | settings)
+        model=model, tokens=TOKENS, observer=books, **({"max_num_seqs": 4, "max_model_len": 400} | settings)
     )
     engine.start()
     try:
@@ -55,6 +63,7 @@ def run(work: Callable[[Engine, Books], Awaitable[Any]], model: QuietModel = MOD
     finally:
         engine.close(20.0)
     assert engine.num_running == engine.num_waiting == 0
+    assert books.last_gauges == (0, 0, 0.0)
     return books
 
 
@@ -87,7 +96,7 @@ def test_a_cancelled_ticket_ends_as_abort_and_frees_its_slot_within_one_forward(
         right, begun_in_vain = engine._decoder.step, []
 
         def step(decodings: Any) -> Any:
-            begun_in_vain.append(ticket.cancelled)
+            begun_in_vain.append(ticket.cancelled is not None)
             return right(decodings)
 
         engine._decoder.step = step
@@ -158,8 +167,10 @@ def test_who_makes_a_forward_fail_ends_alone() -> None:
         try:
             params = SamplingParams(max_tokens=5, thought_depth=2, ignore_eos=True, logit_bias={99: -100.0})
             first, guilty, last = engine.submit([Attempt(prompt, params) for prompt in ((5,), (99,), (6,))])
-            with pytest.raises(EngineError, match="failed on this request"):
+            with pytest.raises(EngineError, match="too little memory") as told:
                 await collect(engine, guilty)
+            assert told.value.code == "out_of_memory"
+            assert books.num_out_of_memory >= 2, "the batch, and the one that was left"
             for ticket in (first, last):
                 assert len((await collect(engine, ticket)).tokens) == 5
         finally:
@@ -207,3 +218,52 @@ def test_limits_that_the_model_cannot_keep_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             run(lambda engine, books: asyncio.sleep(0), **settings)
+
+
+def test_a_ticket_ends_with_the_reason_that_it_was_cancelled_for() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        running, waiting = engine.submit([Attempt((5,), LONG)] * 2)
+        results = engine.results(running)
+        await anext(results)
+        for ticket in (running, waiting):
+            engine.cancel(ticket, "timeout")
+            engine.cancel(ticket)  # the first word counts
+        assert (await collect(engine, waiting)).finish_reason == "timeout"
+
+    assert run(work, max_num_seqs=1).ended == ["timeout"] * 2
+
+
+def test_contested_tickets_are_judged_once_whether_they_ended_before_or_after() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        short = Attempt((5,), SamplingParams(max_tokens=3, ignore_eos=True), contested=True)
+        first, second = engine.submit([short, short])
+        for ticket in (first, second):
+            await collect(engine, ticket)
+        engine.judge(first, kept=True)
+        for ticket in (first, second):
+            engine.judge(ticket, kept=False)
+        third, plain = engine.submit([Attempt((5,), LONG, contested=True), Attempt((5,), SamplingParams(max_tokens=3))])
+        results = engine.results(third)
+        await anext(results)
+        engine.cancel(third)
+        for ticket in (third, plain):
+            engine.judge(ticket, kept=False)
+        async for _ in results:
+            pass
+        await collect(engine, plain)
+        assert books.judgements[:2] == [(True, 3), (False, 3)]
+        assert [(kept, count > 0) for kept, count in books.judgements[2:]] == [(False, True)]
+
+    run(work)
+
+
+def test_the_cache_takes_no_more_memory_than_it_may() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        assert engine.capacity == 3 + 7
+        assert engine.kv_cache_bytes <= memory < engine.kv_cache_bytes / 3 * 4
+
+    slots = [Engine(model=MODEL, tokens=TOKENS, observer=Books(), max_num_seqs=n, max_model_len=400) for n in (1, 3)]
+    memory = slots[1].kv_cache_bytes + slots[0].kv_cache_bytes - 1
+    run(work, max_num_seqs=9, max_num_queued_reqs=7, kv_cache_memory_bytes=memory)
+    with pytest.raises(ValueError, match="one answer needs"):
+        run(work, kv_cache_memory_bytes=slots[0].kv_cache_bytes - 1)

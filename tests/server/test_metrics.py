@@ -20,7 +20,7 @@ def ticket(depth: int = 4, endpoint: str = "chat") -> Ticket:
 def run(metrics: Metrics, made: Ticket, reason: str = "stop") -> None:
     made.timing.started = 100.5
     metrics.admitted(made)
-    made.timing.first_token, made.timing.first_output = 101.0, 102.0
+    made.timing.first_token, made.timing.first_output, made.timing.last_output = 101.0, 102.0, 102.5
     made.num_output_tokens, made.num_thought_tokens = 1, 4
     made.counts.looked_up, made.counts.reused, made.counts.accepted = 3, 2, 1
     metrics.decided(made, 1, None)
@@ -43,6 +43,9 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
         "time_to_first_token_seconds": 1.0,
         "time_to_first_output_token_seconds": 2.0,
         "e2e_request_latency_seconds": 4.0,
+        "request_prefill_time_seconds": 0.5,
+        "request_decode_time_seconds": 3.0,
+        "request_time_per_output_token_seconds": 0.25,
         "request_thought_time_seconds": 2.5,
     }
     for name, total in sums.items():
@@ -54,6 +57,7 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
     assert value(metrics, "generation_tokens_total", kind="visible") == 3
     assert value(metrics, "generation_tokens_total", kind="thought") == 10
     assert value(metrics, "request_params_thought_depth_sum") == 4
+    assert value(metrics, "request_params_best_of_sum") == 1
     assert value(metrics, "prefix_cache_queries_total") == 3
     assert value(metrics, "prefix_cache_hits_total") == 2
     assert value(metrics, "forwards_per_token_sum", thinking="fixed") == 2
@@ -90,7 +94,7 @@ def test_replies_are_counted_by_route_and_never_by_address(client: Client, metri
     client.get("/v1/models/some-name")
     client.get("/some/name")
     client.request("FROB", "/v1/completions")
-    client.post("/v1/completions", {"prompt": "x", "frobnicate": 1})
+    client.post("/v1/completions", {"prompt": "x", "suffix": "y"})
     exposition = client.get("/metrics").text
     for labels in (
         'handler="/v1/completions",method="POST",status="200"',
@@ -104,22 +108,57 @@ def test_replies_are_counted_by_route_and_never_by_address(client: Client, metri
     assert value(metrics, "requests_rejected_total", reason="unsupported_parameter") == 1
 
 
+@pytest.mark.parametrize(("kept", "kind"), [(True, "visible"), (False, "discarded")])
+def test_tokens_of_a_contested_answer_count_when_it_is_decided(metrics: Metrics, kept: bool, kind: str) -> None:
+    contested = Ticket(Attempt((1, 2, 3), SamplingParams(), "chat", num_samples=4, contested=True))
+    run(metrics, contested)
+    assert value(metrics, "generation_tokens_total", kind="thought") == 10
+    assert value(metrics, "generation_tokens_total", kind=kind) is None
+    contested.kept = kept
+    metrics.judged(contested)
+    assert value(metrics, "generation_tokens_total", kind=kind) == 3
+    assert value(metrics, "request_params_best_of_sum") == 4
+
+
+def test_the_same_by_vllms_names() -> None:
+    """A dashboard or an autoscaler made for vLLM finds what it looks for."""
+    metrics = Metrics(MODEL, vllm_names=True)
+    run(metrics, ticket())
+    told = metrics.render().decode()
+    for name in (
+        'vllm:num_requests_running{model_name="fake"} 0.0',
+        'vllm:kv_cache_usage_perc{model_name="fake"} 0.0',
+        'vllm:prompt_tokens_total{model_name="fake"} 3.0',
+        'vllm:request_success_total{endpoint="chat",finished_reason="stop",model_name="fake"} 1.0',
+        'vllm:time_to_first_token_seconds_bucket{le="1.0",model_name="fake",thinking="fixed"} 1.0',
+        'vllm:e2e_request_latency_seconds_sum{model_name="fake",thinking="fixed"} 4.0',
+    ):
+        assert name in told, name
+    assert "vllm" not in Metrics(MODEL).render().decode()
+
+
 def test_gauges(metrics: Metrics) -> None:
-    metrics.describe_model("float32", "cpu", model_bytes=5, kv_cache_bytes=7)
-    metrics.gauges(2, 3)
+    metrics.describe_model("none", "float32", "cpu", model_bytes=5, kv_cache_bytes=7)
+    metrics.gauges(2, 3, 0.25)
     metrics.forward(40, 0.01, in_flight=7)
     assert value(metrics, "num_requests_running") == 2
+    assert value(metrics, "kv_cache_usage_ratio") == 0.25
+    metrics.out_of_memory(2)
+    assert value(metrics, "oom_total") == 2
+    assert value(metrics, "draining") == 0
+    metrics.drain()
+    assert value(metrics, "draining") == 1
     assert value(metrics, "num_requests_waiting") == 3
     assert value(metrics, "model_memory_bytes") == 5
     assert value(metrics, "kv_cache_bytes") == 7
-    assert value(metrics, "model_info", dtype="float32", device="cpu") == 1
+    assert value(metrics, "model_info", quantization="none", dtype="float32", device="cpu") == 1
     assert value(metrics, "batch_rows_sum") == 40
     assert value(metrics, "pipeline_depth") == 7
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_has_no_complaint(client: Client, metrics: Metrics) -> None:
-    metrics.describe_model("float32", "cpu", model_bytes=5, kv_cache_bytes=7)
+    metrics.describe_model("none", "float32", "cpu", model_bytes=5, kv_cache_bytes=7)
     for depth, reason in ((0, "stop"), (4, "abort")):
         run(metrics, ticket(depth), reason)
     client.post("/v1/completions", {"prompt": ""})

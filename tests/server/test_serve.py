@@ -17,8 +17,8 @@ from fake_engine import Client, FakeEngine, events
 
 import tiny
 from quietserve.model.config import SamplingParams
-from quietserve.server.__main__ import DrainingServer
-from quietserve.server.pipeline import Pipeline
+from quietserve.server.__main__ import LoadingServer
+from quietserve.server.routes import Service
 from quietserve.server.scheduler import Attempt, Ticket
 
 FLAGS = ["--port", "0", "--served-model-name", "tiny", "--max-num-seqs", "2", "--log-level", "error", "--device", "cpu"]
@@ -77,9 +77,9 @@ def drained(client: httpx.Client) -> int:
 
 @pytest.mark.parametrize(("timeout_s", "busy", "leaves"), [(60, True, False), (60, False, True), (-1, True, True)])
 def test_it_leaves_when_idle_or_out_of_time(
-    client: Client, pipeline: Pipeline, engine: FakeEngine, timeout_s: float, busy: bool, leaves: bool
+    client: Client, service: Service, engine: FakeEngine, timeout_s: float, busy: bool, leaves: bool
 ) -> None:
-    server = DrainingServer(uvicorn.Config(client.app), pipeline, timeout_s)
+    server = LoadingServer(uvicorn.Config(client.app), service, timeout_s, load=service.ready_pipeline)
     engine.running = [Ticket(Attempt((1,), SamplingParams()))] * busy
     assert not asyncio.run(server.on_tick(1)), "no signal yet"
     server.handle_exit(signal.SIGTERM, None)

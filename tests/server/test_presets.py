@@ -1,0 +1,58 @@
+"""Further names of the model, whose requests have other defaults."""
+
+import pytest
+from fake_engine import Client, FakeEngine
+
+from quietserve.server.presets import Preset
+from quietserve.server.routes import Service
+
+
+@pytest.fixture(autouse=True)
+def presets(service: Service) -> None:
+    service.presets["deep"] = Preset("deep", {"thought_depth": 12, "max_tokens": 5, "stop": ["!"]})
+    service.presets["off"] = Preset("off", {"thought_mode": "off"})
+    service.presets["sure"] = Preset("sure", {"thought_mode": "adaptive", "thought_threshold": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("body", "depth", "max_tokens"),
+    [
+        ({"model": "deep"}, 12, 5),
+        ({"model": "fake"}, 8, 64),
+        ({}, 8, 64),
+        ({"model": "deep", "thought_depth": 3}, 3, 5),
+        ({"model": "deep", "thought_depth": None, "max_tokens": None}, 12, 5),
+        ({"model": "deep", "reasoning_effort": "low"}, 2, 5),
+        ({"model": "deep", "chat_template_kwargs": {"enable_thinking": False}}, 0, 5),
+        ({"model": "deep", "max_completion_tokens": 7}, 12, 7),
+        ({"model": "deep", "thought_mode": "off"}, 0, 5),
+        ({"model": "off"}, 0, 64),
+        ({"model": "off", "thought_depth": 4}, 4, 64),
+    ],
+)
+def test_what_a_request_says_counts_before_its_preset(
+    client: Client, engine: FakeEngine, body: dict, depth: int, max_tokens: int
+) -> None:
+    asked = {
+        "prompt": "Say",
+        **({} if "max_completion_tokens" in body or body.get("model") == "deep" else {"max_tokens": 64}),
+    }
+    reply = client.post("/v1/completions", asked | body)
+    assert reply.status_code == 200, reply.text
+    params = engine.tickets[0].attempt.params
+    assert (params.thought_depth, params.max_tokens) == (depth, max_tokens)
+    assert reply.json()["model"] == body.get("model", "fake")
+
+
+def test_what_goes_together_may_come_from_both(client: Client, engine: FakeEngine) -> None:
+    client.chat(model="sure", thought_threshold=2.0)
+    assert engine.tickets[0].attempt.params.thought_threshold == 2.0
+
+
+def test_presets_are_models(client: Client) -> None:
+    told = {model["id"]: model["parent"] for model in client.get("/v1/models").json()["data"]}
+    assert told == {"fake": None, "deep": "fake", "off": "fake", "sure": "fake"}
+    assert client.get("/v1/models/deep").json()["parent"] == "fake"
+    reply = client.post("/v1/completions", {"prompt": "x", "model": "dee"})
+    assert reply.status_code == 404
+    assert "'fake', 'deep', 'off', 'sure'" in reply.json()["error"]["message"]
