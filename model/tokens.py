@@ -62,19 +62,31 @@ class Tokens:
                 raise PromptError(f"token id {token} is a thought marker, which no prompt may hold")
         return list(ids)
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, up to where the answer begins. Raises PromptError."""
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use completions")
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
             raise PromptError(f"the chat template refuses these messages: {error}") from error
         return self.encode(text, special=False)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of visible ids; tokens that end a text have none."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of visible ids; tokens that end a text have none, unless `special` asks for their names."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenizer's class, special tokens and chat template, as `tokenizer_config.json` calls them."""
+        named = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return {
+            "tokenizer_class": type(self.tokenizer).__name__,
+            **{name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+            "chat_template": self.tokenizer.chat_template,
+            "model_max_length": self.tokenizer.model_max_length,
+        }
 
     def token_text(self, token: int) -> str:
         """Text that one id adds to a text, special ones by their name."""
