@@ -109,10 +109,10 @@ class LoadingServer(uvicorn.Server):
             raise self._failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to drain; the second time, or where there is nothing to finish, leave."""
+        """Begin to drain; the second time, end what runs and leave; the third time, leave at once."""
         if self._deadline < math.inf:
-            self.should_exit = True
-            self.force_exit = sig == signal.SIGINT
+            self.should_exit = self.force_exit = self._deadline <= time.monotonic()
+            self._deadline = time.monotonic()
             return
         self._deadline = time.monotonic() + self._timeout_s
         logger.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
@@ -127,7 +127,7 @@ class LoadingServer(uvicorn.Server):
         if self._deadline < math.inf:
             engine = self._service.pipeline.engine if self._service.pipeline else None
             idle = engine is None or not (engine.num_running or engine.num_waiting)
-            if idle or time.monotonic() > self._deadline:
+            if idle or time.monotonic() >= self._deadline:
                 if engine:
                     await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
                 self.should_exit = True

@@ -21,6 +21,7 @@ logger = logging.getLogger("quietserve")
 MAX_DEPTH = 16  # of thoughts, where neither the checkpoint nor the operator asks for more
 MAX_MODEL_LEN = 4096  # tokens, where the operator does not ask for more: every slot reserves its whole length
 FAILED = "the model failed on this request"
+STOPPED = "the server stopped before this request was answered"
 TOO_LARGE = "the server has too little memory for this request just now"
 MAX_NUM_THOUGHTS = 8  # parallel thoughts of a position, where the operator does not say
 
@@ -222,7 +223,7 @@ class Engine:
                 self._draining = self._dead = True
                 for ticket in [*self._scheduler.running.values(), *self._scheduler.waiting]:
                     with contextlib.suppress(Exception):  # whatever is broken, each reader is told
-                        self._end(ticket, EngineError("the server stopped"))
+                        self._end(ticket, EngineError(STOPPED, "draining" if self._stopping else "internal_error"))
                 self._show_gauges()
 
     def _show_gauges(self) -> None:

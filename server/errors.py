@@ -133,8 +133,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return UnavailableError("The queue is full. Try again later.", code="queue_full")
         case EngineClosedError():
             return UnavailableError("The server takes no new work.", code="draining", retry_after_s=5)
-        case EngineError(code="out_of_memory"):
-            return UnavailableError(_line(error), code="out_of_memory", retry_after_s=2)
+        case EngineError(code="out_of_memory" | "draining" as code):
+            return UnavailableError(_line(error), code=code, retry_after_s=5)
         case EngineError():
             return InternalError(_line(error))
     return InternalError("The server failed to answer this request.")

@@ -256,4 +256,6 @@ def _phase(ticket: Ticket) -> str:
     """How far a cancelled ticket had got."""
     if ticket.timing.started is None:
         return "waiting"
-    return "prefill" if ticket.timing.first_token is None else "decode"
+    if ticket.timing.first_token is None:
+        return "prefill"
+    return "thought" if ticket.decoding is not None and ticket.decoding.thinking else "decode"

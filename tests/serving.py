@@ -1,16 +1,20 @@
-"""A real server process on the loopback: `quietserve serve`, as a user runs it."""
+"""Real servers on the loopback: a process, as a user runs it, or an application in this one."""
 
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import uvicorn
 
 COMMAND = [sys.executable, "-m", "quietserve.clients.command"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -52,3 +56,20 @@ def running(*flags: str, **settings: Any) -> Iterator[Server]:
 def wait_until_ready(url: str) -> None:
     with httpx.Client(transport=httpx.HTTPTransport(retries=50)) as client:
         assert client.get(f"{url}/ready", timeout=30).status_code == 200
+
+
+@contextmanager
+def serve(app: Any) -> Iterator[str]:
+    """A real server on a free port of the loopback, in a thread."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import MODEL, Client, FakeEngine, byte_tokens, serve
+from fake_engine import MODEL, Client, FakeEngine, byte_tokens
 
 from quietserve.model.tokens import Tokens
 from quietserve.server.app import create_app
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
 from quietserve.server.routes import Service
+from serving import serve
 
 
 @pytest.fixture(scope="session")

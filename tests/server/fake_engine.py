@@ -1,17 +1,13 @@
 """The server above the seam: a tokenizer of single bytes, and an engine that is a function from an attempt to its progress."""
 
 import asyncio
-import contextlib
 import json
-import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -184,23 +180,6 @@ def events(text: str) -> list[dict[str, Any]]:
     *lines, done, end = text.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: ")) for line in lines]
-
-
-@contextlib.contextmanager
-def serve(app: Any) -> Iterator[str]:
-    """A real server on a free port of the loopback, in a thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 2.0) -> bool:

@@ -4,13 +4,14 @@ import http.client
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import Client, serve
+from fake_engine import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quietserve.server.app import create_app
 from quietserve.server.auth import OPEN
 from quietserve.server.routes import Service
+from serving import serve
 
 KEYS = ("s3cret-one", "s3cret-two")
 
