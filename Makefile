@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: serve test venv lint format
+.PHONY: serve test test-clients test-image faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -11,6 +11,18 @@ serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS=
 
 test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model -k mask" passes flags on
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: venv  ## clients whose pins conflict with ours, each in an environment of its own (made once, minutes)
+	$(BIN)/python -m pytest tests/conformance -m own_env
+
+test-image: venv  ## the Dockerfile's steps, in a new environment; minutes
+	$(BIN)/python -m pytest tests/deploy -m slow
+
+faults: venv  ## every fault twenty times as often, 10,000 malformed bodies; a quarter of an hour
+	FAULTS=20 FAULTS_TABLE=docs/results/faults.json $(BIN)/python -m pytest tests/test_faults.py
+
+soak: venv  ## half an hour of everything at once
+	$(BIN)/python tests/soak.py --minutes 30 --out docs/results/soak.json
 
 lint: venv  ## format, lint and types, as CI runs them
 	$(BIN)/ruff format --check .

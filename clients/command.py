@@ -2,9 +2,12 @@
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points, version
+from types import FrameType
+from typing import NoReturn
 
 SUMMARIES = {
     "serve": "serve a checkpoint over HTTP; the bundled one if none is named",
@@ -18,6 +21,8 @@ SUMMARIES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    # The first process of a container ignores what it has no handler for, and a subcommand may take long to import.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         exit_code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -28,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output has left (`| head`); what the interpreter flushes on its way out goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
+
+
+def _terminate(sig: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    raise SystemExit(128 + sig)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from ..model.progress import Counts
 from .scheduler import Ticket
 from .vllm_metrics import VllmNames
 
+PHASES = ("waiting", "prefill", "decode", "thought")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (
@@ -53,6 +63,7 @@ class Metrics:
 
     def __init__(self, model_name: str, vllm_names: bool = False) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._compat = CollectorRegistry()
         if vllm_names:
             self._compat.register(VllmNames(self.registry))
@@ -164,6 +175,13 @@ class Metrics:
         self._finished = self._counter("requests_finished_total", "Requests that ended.", "endpoint", "finished_reason")
         self._rejected = self._counter("requests_rejected_total", "Requests that were refused.", "reason")
         self._cancelled = self._counter("cancelled_requests_total", "Requests whose client left.", "phase")
+        # A counter that is not there before it counts hides its first event from every rate.
+        for endpoint, reason in product(("completions", "chat"), ("stop", "length", "abort", "timeout", "error")):
+            self._finished.labels(self._model, endpoint, reason)
+        for reason in ("queue_full", "draining", "out_of_memory", "request_timeout"):
+            self._rejected.labels(self._model, reason)
+        for phase in PHASES:
+            self._cancelled.labels(self._model, phase)
 
     def _describe_tokens(self) -> None:
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
@@ -253,7 +271,7 @@ def _thinking(ticket: Ticket) -> str:
 
 
 def _phase(ticket: Ticket) -> str:
-    """How far a cancelled ticket had got."""
+    """How far a cancelled ticket had got: one of `PHASES`."""
     if ticket.timing.started is None:
         return "waiting"
     if ticket.timing.first_token is None:
