@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prometheus_client.parser import text_string_to_metric_families
+
 _SELECTOR = re.compile(r"\b((?:quietserve[_:][\w:]*|up)\b)(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\]|\\.)*"')
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -30,8 +32,7 @@ def grouping_labels(query: str) -> set[str]:
 def sample_labels(exposition: str) -> dict[str, set[str]]:
     """The names of the labels of every sample of an exposition."""
     told: dict[str, set[str]] = {}
-    for line in exposition.splitlines():
-        if not line.startswith("#"):
-            (selector,) = selectors(line.rpartition(" ")[0])
-            told.setdefault(selector.metric, set()).update(selector.labels)
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            told.setdefault(sample.name, set()).update(sample.labels)
     return told
