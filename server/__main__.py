@@ -29,8 +29,8 @@ from .logs import configure
 from .metrics import Metrics
 from .pipeline import Pipeline
 from .presets import Preset
-from .routes import Service
 from .schemas import CompletionRequest
+from .service import Service
 from .settings import Settings, SettingsError
 
 logger = logging.getLogger("quietserve.server")

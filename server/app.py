@@ -18,7 +18,8 @@ from .errors import EXPECTED, ContentTypeError, TooLargeError, as_api_error, err
 from .logs import request_id as logged_request_id
 from .metrics import Metrics
 from .openapi import with_limits
-from .routes import Service, router
+from .routes import router
+from .service import Service
 
 logger = logging.getLogger(__name__)
 

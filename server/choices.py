@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..model.tokens import TextStream
-from .pipeline import Answer, Run
 from .replies import (
     ChatChoice,
     ChatChunk,
@@ -25,6 +24,7 @@ from .replies import (
     Usage,
     UsageDetails,
 )
+from .runs import Answer, Run
 from .scheduler import Ticket
 from .schemas import ChatRequest, CompletionRequest
 

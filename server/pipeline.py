@@ -1,200 +1,25 @@
-"""One request's way through the engine: its prompts and choices become attempts, whose progress comes back."""
+"""What a request asks of the engine: its prompts and choices become attempts."""
 
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from ..model.config import SamplingParams
 from ..model.tokens import PromptError
-from .errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
-from .scheduler import Attempt, EngineClosedError, Ticket
+from .errors import ContextLengthError, InvalidRequestError
+from .runs import GenerationRequest, Plan, Prompt, Run
+from .scheduler import Attempt, EngineClosedError
 from .schemas import ChatRequest, CompletionRequest, Message
 
 if TYPE_CHECKING:
-    from ..model.progress import Progress, Token
     from ..model.tokens import Tokens
     from .engine import Engine
-
-GenerationRequest = CompletionRequest | ChatRequest
 
 EFFORT_DEPTHS = {"none": 0, "minimal": 1, "low": 2, "medium": 4, "high": 8, "xhigh": 12}
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_THRESHOLD = 0.3  # nats: in the pilots no argmax changed where the base was surer than this
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What choices continue."""
-
-    ids: tuple[int, ...]
-    text: str | None = None  # as the client wrote it; None where it sent ids or messages
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The attempts of one request, `num_samples` of them for each prompt; choice i of the reply continues prompt i // n."""
-
-    request: GenerationRequest
-    prompts: list[Prompt]
-    attempts: list[Attempt]
-    timeout_s: float | None = None
-
-    @property
-    def request_id(self) -> str:
-        """The request's."""
-        return self.attempts[0].request_id
-
-    @property
-    def num_choices(self) -> int:
-        """Answers in the reply."""
-        return len(self.prompts) * self.request.n
-
-    @property
-    def contested(self) -> bool:
-        """More answers are drawn than are returned: none is certain before all have ended."""
-        return self.request.num_samples > self.request.n
-
-    def prompt_of(self, choice: int) -> Prompt:
-        """The prompt that a choice continues."""
-        return self.prompts[choice // self.request.n]
-
-
-@dataclass
-class Answer:
-    """The progress of one attempt, joined."""
-
-    text: str = ""
-    tokens: "list[Token]" = field(default_factory=list)
-    prompt: "list[Token]" = field(default_factory=list)
-    finish_reason: str | None = None
-
-    def add(self, progress: "Progress | Answer") -> None:
-        """Append what one step decided."""
-        self.text += progress.text
-        self.tokens += progress.tokens
-        self.prompt += progress.prompt
-        self.finish_reason = progress.finish_reason
-
-    @property
-    def score(self) -> float:
-        """Mean log-probability of its tokens."""
-        return fmean(token.logprob or 0.0 for token in self.tokens) if self.tokens else 0.0
-
-
-class Run:
-    """A plan that the engine works on; a context manager: whatever has not ended when it is left is cancelled."""
-
-    def __init__(self, engine: "Engine", plan: Plan, running: "dict[str, list[Run]]") -> None:
-        self.plan = plan
-        self.num_visible_tokens = 0
-        self.num_thought_tokens = 0
-        self.num_discarded_tokens = 0
-        self.num_unfinished = plan.num_choices  # choices that go on
-        self._engine, self._running = engine, running
-        self._deadline = None if plan.timeout_s is None else asyncio.get_running_loop().time() + plan.timeout_s
-        self._reason = "abort"  # of what is cancelled
-        self.tickets = engine.submit(plan.attempts)
-        self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
-        self._readers: list[asyncio.Task[None]] = []
-
-    def __enter__(self) -> Self:
-        """Begin to read what the engine decides."""
-        self._running.setdefault(self.plan.request_id, []).append(self)
-        self._readers = [asyncio.create_task(self._read(i, ticket)) for i, ticket in enumerate(self.tickets)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Cancel what has not ended."""
-        self._running[self.plan.request_id].remove(self)
-        if not self._running[self.plan.request_id]:
-            del self._running[self.plan.request_id]
-        self.cancel(self._reason)
-        for ticket, reader in zip(self.tickets, self._readers, strict=True):
-            self._engine.judge(ticket, kept=False)  # unless it was chosen
-            reader.cancel()
-
-    def cancel(self, reason: str = "abort") -> None:
-        """End all attempts; what they have decided is told, with this finish reason."""
-        for ticket in self.tickets:
-            self._engine.cancel(ticket, reason)
-
-    def summary(self) -> dict[str, Any]:
-        """What there is to say of it in a log: numbers."""
-        reasons = sorted({ticket.finish_reason or self._reason for ticket in self.tickets})
-        return {
-            "prompt_tokens": sum(len(prompt.ids) for prompt in self.plan.prompts),
-            "visible_tokens": self.num_visible_tokens,
-            "thought_tokens": self.num_thought_tokens,
-            "thought_depth": self.tickets[0].attempt.params.thought_depth,
-            "finish_reason": ",".join(reasons),
-        }
-
-    async def progress(self) -> "AsyncIterator[tuple[int, Progress | Answer]]":
-        """What is decided, when it is decided, with the index of its choice.
-
-        Raises EngineError, and RequestTimeoutError when the time is up.
-        """
-        decided = self._contest() if self.plan.contested else self._attempts()
-        async for choice, progress in decided:
-            self.num_unfinished -= progress.finish_reason is not None
-            yield choice, progress
-
-    async def answers(self) -> list[Answer]:
-        """Every choice, when all have ended. Raises what `progress` does."""
-        answers = [Answer() for _ in range(self.plan.num_choices)]
-        async for choice, progress in self.progress():
-            answers[choice].add(progress)
-        return answers
-
-    async def _attempts(self) -> "AsyncIterator[tuple[int, Progress]]":
-        """What the engine decides, with the index of the attempt."""
-        running = len(self.tickets)
-        while running:
-            arrived = await self._next()
-            if isinstance(arrived, Exception):
-                raise arrived
-            _, progress = arrived
-            self.num_visible_tokens += len(progress.tokens)
-            self.num_thought_tokens += progress.num_thought_tokens
-            running -= progress.finish_reason is not None
-            yield arrived
-
-    async def _contest(self) -> AsyncIterator[tuple[int, Answer]]:
-        """The likeliest answers to each prompt, best first, when all have ended."""
-        answers = [Answer() for _ in self.tickets]
-        async for attempt, progress in self._attempts():
-            answers[attempt].add(progress)
-        size, request = self.plan.request.num_samples, self.plan.request
-        chosen: list[int] = []
-        for first in range(0, len(answers), size):
-            ranked = sorted(range(first, first + size), key=lambda attempt: -answers[attempt].score)
-            chosen += ranked[: request.n]
-        for attempt in chosen:
-            self._engine.judge(self.tickets[attempt], kept=True)
-        self.num_discarded_tokens = self.num_visible_tokens - sum(len(answers[attempt].tokens) for attempt in chosen)
-        for choice, attempt in enumerate(chosen):
-            yield choice, answers[attempt]
-
-    async def _next(self) -> "tuple[int, Progress] | Exception":
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await self._arrived.get()
-        except TimeoutError:
-            self._reason = "timeout"
-            raise RequestTimeoutError(
-                f"The request took longer than the {self.plan.timeout_s:g} seconds that it has."
-            ) from None
-
-    async def _read(self, index: int, ticket: Ticket) -> None:
-        try:
-            async for progress in self._engine.results(ticket):
-                self._arrived.put_nowait((index, progress))
-        except Exception as error:  # whoever iterates over `progress` is to see it
-            self._arrived.put_nowait(error)
 
 
 class Pipeline:

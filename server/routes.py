@@ -1,8 +1,6 @@
 """The endpoints."""
 
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -12,10 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from .choices import ChatWriter, CompletionWriter, Writer
-from .errors import ModelNotFoundError, NotFoundError, UnavailableError
-from .metrics import CONTENT_TYPE, Metrics
-from .pipeline import GenerationRequest, Pipeline, as_template_reads
-from .presets import Preset
+from .errors import NotFoundError, UnavailableError
+from .metrics import CONTENT_TYPE
+from .pipeline import Pipeline, as_template_reads
 from .replies import (
     CancelReply,
     Capabilities,
@@ -27,47 +24,12 @@ from .replies import (
     ModelReply,
     TokenizeReply,
 )
+from .runs import GenerationRequest
 from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .service import Service
 from .streaming import EventStream, unless_disconnected
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
-
-
-@dataclass
-class Service:
-    """What is served: one model under its own name and those of its presets."""
-
-    model_name: str
-    metrics: Metrics
-    presets: dict[str, Preset] = field(default_factory=dict)
-    pipeline: Pipeline | None = None  # while the model loads
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def names(self) -> list[str]:
-        """Every name that a request may call the model, its own first."""
-        return [self.model_name, *self.presets]
-
-    def check_name(self, name: str | None) -> str:
-        """The name that a reply repeats. Raises ModelNotFoundError."""
-        if name is None:
-            return self.model_name
-        if name not in self.names:
-            known = ", ".join(map(repr, self.names))
-            raise ModelNotFoundError(
-                f"The model {name[:100]!r} does not exist. This server has {known}.", param="model"
-            )
-        return name
-
-    def limits(self) -> dict[str, int]:
-        """The largest value of whole numbers in a request, by the name of their field; empty while the model loads."""
-        return self.pipeline.limits() if self.pipeline else {}
-
-    def ready_pipeline(self) -> Pipeline:
-        """The pipeline. Raises UnavailableError while the model loads."""
-        if self.pipeline is None:
-            raise UnavailableError("The model is being loaded.", code="model_loading", retry_after_s=2)
-        return self.pipeline
 
 
 class _PresetRequest(Request):

@@ -18,7 +18,7 @@ from quietserve.server.app import create_app
 from quietserve.server.engine import Engine
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
-from quietserve.server.routes import Service
+from quietserve.server.service import Service
 from serving import serve
 
 SLOTS, QUEUE = 4, 8

@@ -30,6 +30,10 @@ FORBIDDEN_LIBRARIES = {
 }
 TORCH_FREE = {
     "server.pipeline",
+    "server.runs",
+    "server.flags",
+    "server.settings",
+    "server.presets",
     "server.scheduler",
     "server.schemas",
     "server.errors",

@@ -9,7 +9,7 @@ from quietserve.model.tokens import Tokens
 from quietserve.server.app import create_app
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
-from quietserve.server.routes import Service
+from quietserve.server.service import Service
 from serving import serve
 
 

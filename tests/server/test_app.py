@@ -12,9 +12,9 @@ from quietserve.server import errors
 from quietserve.server.app import create_app
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline, attempt_seed
-from quietserve.server.routes import Service
 from quietserve.server.scheduler import Attempt, EngineClosedError, EngineError, QueueFullError
 from quietserve.server.schemas import ChatRequest, CompletionRequest
+from quietserve.server.service import Service
 
 COMPLETIONS = "/v1/completions"
 

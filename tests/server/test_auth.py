@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quietserve.server.app import create_app
 from quietserve.server.auth import OPEN
-from quietserve.server.routes import Service
+from quietserve.server.service import Service
 from serving import serve
 
 KEYS = ("s3cret-one", "s3cret-two")

@@ -10,7 +10,7 @@ from fake_engine import Client, FakeEngine
 
 from quietserve.server import logs
 from quietserve.server.app import create_app
-from quietserve.server.routes import Service
+from quietserve.server.service import Service
 
 SECRET = "Rumpelstilzchen"
 

@@ -4,7 +4,7 @@ import pytest
 from fake_engine import Client, FakeEngine
 
 from quietserve.server.presets import Preset
-from quietserve.server.routes import Service
+from quietserve.server.service import Service
 
 
 @pytest.fixture(autouse=True)

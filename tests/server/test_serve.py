@@ -18,8 +18,8 @@ from fake_engine import Client, FakeEngine, events
 import tiny
 from quietserve.model.config import SamplingParams
 from quietserve.server.__main__ import LoadingServer
-from quietserve.server.routes import Service
 from quietserve.server.scheduler import Attempt, Ticket
+from quietserve.server.service import Service
 
 FLAGS = ["--port", "0", "--served-model-name", "tiny", "--max-num-seqs", "2", "--log-level", "error", "--device", "cpu"]
 
