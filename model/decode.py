@@ -30,6 +30,7 @@ from .tokens import Tokens
 
 logger = logging.getLogger("quietserve")
 
+_PATIENCE = 256  # steps
 _MOST_MEASURED = 512  # rows: larger forwards are prefills'
 
 
@@ -68,6 +69,8 @@ class Decoder:
         self.prefixes = Prefixes(cache, reuse_prefixes)
         self.num_rows = 0  # of the last step
         self.num_out_of_memory = 0  # forwards of the last step for which memory did not suffice
+        self._most_at_once = cache.slots  # attempts of one forward: fewer where memory did not suffice
+        self._num_since_full = 0  # steps since it did not
         self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
         self._judge = Judge(model, tokens, choose)
 
@@ -107,8 +110,20 @@ class Decoder:
         It can be, since up to its commit a forward changes nothing that a second one would not find or do again.
         """
         self.num_rows = self.num_out_of_memory = 0
-        idle = [(d, _finish_idle(d)) for d in decodings if d.idle]
-        return idle + self._step([d for d in decodings if d.finish_reason is None])
+        news = [(d, _finish_idle(d)) for d in decodings if d.idle]
+        active = [d for d in decodings if d.finish_reason is None]
+        for first in range(0, len(active), self._most_at_once):
+            news += self._step(active[first : first + self._most_at_once])
+        self._try_more()
+        return news
+
+    def _try_more(self) -> None:
+        """What did not fit may fit again: as many as failed are tried from time to time."""
+        self._num_since_full += 1
+        if self.num_out_of_memory:
+            self._num_since_full = 0
+        elif self._num_since_full >= _PATIENCE and self._most_at_once < self.cache.slots:
+            self._most_at_once, self._num_since_full = 2 * self._most_at_once, 0
 
     @torch.inference_mode()
     def measure_forwards(self, budget_s: float = 2.0) -> None:
@@ -136,7 +151,9 @@ class Decoder:
         try:
             return self._forward(decodings)
         except Exception as error:
-            self.num_out_of_memory += is_out_of_memory(error)
+            if is_out_of_memory(error):  # the next forwards are not to fail first, too
+                self.num_out_of_memory += 1
+                self._most_at_once = max(1, len(decodings) // 2)
             for decoding in decodings:
                 decoding.take_back()
             if len(decodings) == 1:

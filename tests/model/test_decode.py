@@ -122,6 +122,30 @@ def make_fail(engine: Decoder, random: Random) -> None:
         setattr(engine.model, name, failing(getattr(engine.model, name)))
 
 
+def test_a_batch_that_memory_does_not_hold_is_not_tried_in_every_forward() -> None:
+    engine, tried = decoder(pipeline_depth=1), []
+    right = engine.model.run
+    engine.model = copy.copy(engine.model)
+
+    def run(rows: Any, cache: Any) -> Any:
+        tried.append(len(set(rows.slots)))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError
+        return right(rows, cache)
+
+    engine.model.run = run
+    params = SamplingParams(max_tokens=24, thought_depth=2, ignore_eos=True)
+    prompts = [[5, 6, i] for i in range(3, 7)]
+    results = generate(engine, prompts, params)
+    for result, prompt in zip(results, prompts, strict=True):
+        check(result, prompt, params, "")
+    assert sum(count > 2 for count in tried) == 1
+    for _ in range(300):  # some time later
+        engine.step([])
+    generate(engine, prompts, params)
+    assert sum(count > 2 for count in tried) == 2
+
+
 @settings(max_examples=30)
 @given(attempts(), st.sampled_from(KINDS), decoders(), st.integers(0, 2**32))
 def test_whatever_the_schedule_does_an_attempt_decides_the_same(
