@@ -97,7 +97,7 @@ class Backbone(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Number of rows of the output embedding, which may exceed the tokenizer's entries."""
-        return int(self._head.weight.shape[0])
+        return int(self._head.out_features)  # a weight of 4 bits has another shape
 
     @property
     def max_positions(self) -> int:

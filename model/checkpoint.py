@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from .backbone import Backbone
 from .cache import check_cached
 from .config import QuietConfig
+from .quantize import loading_options, settle
 from .quiet_model import QuietModel
 from .tokens import Tokens
 
@@ -56,21 +57,24 @@ class Loaded:
     name: str
 
 
-def load(path: str | Path, dtype: str = "auto", device: str = "cpu") -> Loaded:
+def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantization: str = "none") -> Loaded:
     """Load a checkpoint folder, or a model of the Hugging Face hub by its name.
 
     Args:
         path: folder or hub name.
         dtype: `auto` (float32 on CPU, the checkpoint's own elsewhere), `float32`, `bfloat16` or `float16`.
         device: where to put it.
+        quantization: `none` (as the files have it, which may be quantised by bitsandbytes), `bnb-8bit` or `bnb-4bit`: linear
+            layers are rounded as they are read.
 
     Raises:
-        CheckpointError: a file is missing, damaged or does not hold the tensors it should. Nothing is half loaded.
+        CheckpointError: a file is missing, damaged or does not hold the tensors it should, or the quantisation cannot be had.
+            Nothing is half loaded.
     """
     folder = _folder(path)
     config = _read_json(folder / "config.json")
     _check_files(folder)
-    lm, extra = _load_lm(folder, config, dtype, device)
+    lm, extra = _load_lm(folder, config, dtype, device, quantization)
     tokenizer = _load_tokenizer(folder)
     if (folder / QUIET_CONFIG).exists():
         if extra:
@@ -172,8 +176,14 @@ def _check_files(folder: Path) -> None:
             raise CheckpointError(f"{file}: damaged or truncated: {error}") from error
 
 
-def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tuple[PreTrainedModel, list[str]]:
+def _load_lm(
+    folder: Path, config: dict[str, Any], dtype: str, device: str, quantization: str
+) -> tuple[PreTrainedModel, list[str]]:
     """The language model, and the names of the public layout's tensors that stand among its own."""
+    try:
+        options = loading_options(quantization, config.get("quantization_config"), device)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     if dtype == "auto" and device == "cpu":
         dtype = "float32"  # half precision is slow or inexact on most CPUs
     try:
@@ -190,6 +200,7 @@ def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> t
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **options,
             )
             lm, report = pair
     except KeyError as error:
@@ -204,7 +215,16 @@ def _load_lm(folder: Path, config: dict[str, Any], dtype: str, device: str) -> t
     ):
         if names:
             raise CheckpointError(f"{folder}: tensor {sorted(names)[0]!r} is {what}")
+    if options:
+        _settle(lm, folder)
     return lm.to(device), extra
+
+
+def _settle(lm: PreTrainedModel, folder: Path) -> None:
+    try:
+        settle(lm)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {type(lm).__name__}: {error}") from error
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

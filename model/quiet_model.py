@@ -9,6 +9,7 @@ from .config import QuietConfig
 from .lean import make_lean
 from .linears import Kind, pack
 from .mixing import MixingHead, mix
+from .quantize import is_quantized, num_bytes
 from .thoughts import END, START, Rows
 
 
@@ -51,8 +52,24 @@ class QuietModel(nn.Module):
         """It has markers and a mixing head."""
         return self.quiet is not None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights, as they are held now."""
+        return num_bytes(self)
+
     def speed_up(self, kind: Kind = "float") -> None:
-        """Lay the layers out for serving: the model can no longer be trained or saved. `kind` as in `linears.pack`."""
+        """Lay the layers out for serving: the model can no longer be trained or saved. `kind` as in `linears.pack`.
+
+        Layers that bitsandbytes holds stay as they are. Raises ValueError where they are to be rounded once more.
+        """
+        lm = self.backbone.lm
+        if is_quantized(lm):
+            if kind != "float":
+                raise ValueError(
+                    f"its layers are quantised by bitsandbytes already; {kind!r} is for a model that is not"
+                )
+            if lm.config.tie_word_embeddings:
+                return  # a packed output layer would be a second copy of the embeddings, and memory is what counts here
         make_lean(self.backbone)
         pack(self, kind)
 

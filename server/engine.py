@@ -117,7 +117,7 @@ class Engine:
             max_num_seqs = min(max_num_seqs, _num_slots(kv_cache_memory_bytes, make_cache(1).num_bytes))
         cache = make_cache(max_num_seqs)
         self.kv_cache_bytes = cache.num_bytes
-        self.model_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        self.model_bytes = model.num_bytes
         self._decoder = Decoder(
             model,
             tokens,

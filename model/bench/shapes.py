@@ -38,6 +38,14 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
     },
+    "100M": {
+        "vocab_size": 16384,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
     "200M": {
         "vocab_size": 32000,
         "hidden_size": 1024,
@@ -89,19 +97,30 @@ class Subject:
 
 def build(name: str, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Subject:
     """A random Llama of these sizes that thinks. The same seed gives the same weights."""
-    settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
-    config = LlamaConfig(**sizes, **settings, max_position_embeddings=MAX_POSITIONS)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        lm: Any = LlamaForCausalLM(config)
-        lm = lm.eval().to(dtype)
+        lm = _random_llama(sizes, dtype)
         twin = _twin(lm)
         model = QuietModel(Backbone(lm), QuietConfig(thought_temperature=1.0))
         for marker in (model.start_embedding, model.end_embedding):
-            nn.init.normal_(marker, std=config.initializer_range)
+            nn.init.normal_(marker, std=lm.config.initializer_range)
     model.eval().requires_grad_(False)
     model.speed_up()
-    return Subject(name, model, Tokens(_tokenizer(config.vocab_size)), twin, forced=True)
+    return Subject(name, model, Tokens(_tokenizer(sizes["vocab_size"])), twin, forced=True)
+
+
+def write(sizes: dict[str, int], dtype: torch.dtype, folder: Path, seed: int = 0) -> None:
+    """Make a checkpoint folder of a random Llama that does not think."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = QuietModel(Backbone(_random_llama(sizes, dtype)))
+    checkpoint.save(model, _tokenizer(sizes["vocab_size"]), folder)
+
+
+def _random_llama(sizes: dict[str, int], dtype: torch.dtype) -> Any:
+    settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    lm: Any = LlamaForCausalLM(LlamaConfig(**sizes, **settings, max_position_embeddings=MAX_POSITIONS))
+    return lm.eval().to(dtype)
 
 
 def load(path: str, dtype: str, device: str = "cpu") -> Subject:
