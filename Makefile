@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: serve test test-clients test-image faults soak venv lint format
+.PHONY: serve test test-clients test-slow faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -15,8 +15,8 @@ test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model 
 test-clients: venv  ## clients whose pins conflict with ours, each in an environment of its own (made once, minutes)
 	$(BIN)/python -m pytest tests/conformance -m own_env
 
-test-image: venv  ## the Dockerfile's steps, in a new environment; minutes
-	$(BIN)/python -m pytest tests/deploy -m slow
+test-slow: venv  ## what takes minutes: the Dockerfile's steps in a new environment, longer runs of clients
+	$(BIN)/python -m pytest -m slow
 
 faults: venv  ## every fault twenty times as often, 10,000 malformed bodies; a quarter of an hour
 	FAULTS=20 FAULTS_TABLE=docs/results/faults.json $(BIN)/python -m pytest tests/test_faults.py

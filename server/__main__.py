@@ -182,7 +182,9 @@ def _bind(settings: Settings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: asyncio sends at once (TCP_NODELAY) only where it knows that it is TCP, and a reply on a
+        # connection that is kept open waits 40 ms otherwise.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

@@ -29,6 +29,12 @@ from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, Tokenize
 from .service import Service
 from .streaming import EventStream, unless_disconnected
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "The answer, whole or streamed.",
+    }
+}
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}}
 
 
@@ -58,13 +64,13 @@ router = APIRouter(responses=ERRORS)
 generation = APIRouter(responses=ERRORS, route_class=_PresetRoute)
 
 
-@generation.post("/v1/completions", response_model=CompletionReply)
+@generation.post("/v1/completions", response_model=CompletionReply, responses=STREAMED)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one or more prompts."""
     return await _answer(request, body, CompletionWriter)
 
 
-@generation.post("/v1/chat/completions", response_model=ChatReply)
+@generation.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED)
 async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     return await _answer(request, body, ChatWriter)
@@ -124,10 +130,9 @@ async def model(model_id: str, request: Request) -> ModelReply:
 
 
 @router.get("/health")
-@router.get("/ping")
-@router.post("/ping")
-@router.head("/health", include_in_schema=False)
-@router.head("/ping", include_in_schema=False)
+@router.api_route(
+    "/ping", methods=["GET", "POST"], include_in_schema=False
+)  # the same, where load balancers look for it
 async def health(request: Request) -> dict[str, str]:
     """The process is alive, loading or draining too."""
     pipeline = _service(request).pipeline
@@ -137,7 +142,6 @@ async def health(request: Request) -> dict[str, str]:
 
 
 @router.get("/ready")
-@router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> dict[str, str]:
     """New work is taken."""
     pipeline = _service(request).ready_pipeline()

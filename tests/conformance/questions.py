@@ -1,0 +1,14 @@
+"""What the bundled checkpoint is asked here, and what it says at temperature 0."""
+
+MODEL = "quiet-small"
+QUICK, DEEP = "quiet-depth-0", "quiet-depth-12"  # presets of the server that `conftest.py` starts
+
+STORY = (
+    "A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. Where is the dial now?"
+)
+PROMPT = f"Question: {STORY}\nAnswer:"
+ANSWER = " 0"  # right: 3, 6, 10, 0
+BLURTED = " 8"  # wrong: what the model says when it may not think
+
+SWAPS = "Anna has the ball. Ben and Carl have nothing. Anna and Ben swap on Monday. Who has the ball now?"
+HOLDER = " Ben"
