@@ -21,6 +21,7 @@ import uvicorn
 
 from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
+from ..model.decode import is_out_of_memory
 from ..model.linears import Kind
 from .app import create_app
 from .engine import Engine
@@ -68,7 +69,9 @@ def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> 
     service = Service(name, Metrics(name, vllm_names=settings.metrics_compat == "vllm"), presets)
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_LAST_REPLIES_S)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_LAST_REPLIES_S
+    )
     server = LoadingServer(config, service, settings.shutdown_timeout, lambda: _load(settings, service, listener))
     server.run([listener])
     return 0
@@ -231,6 +234,13 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SettingsError(
+            "there is too little memory for the cache: lower max_num_seqs, max_model_len or max_thought_depth, "
+            "or set kv_cache_memory_bytes"
+        ) from error
     default, most = settings.default_thought_depth or 0, engine.max_thought_depth
     if default > most:
         raise SettingsError(f"default_thought_depth is {default}; it must be between 0 and {most}")

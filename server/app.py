@@ -66,8 +66,7 @@ def create_app(
 def tell(error: Exception, metrics: Metrics) -> Response:
     """The reply to a request that failed."""
     told = as_api_error(error)
-    if told.status != 500:
-        metrics.rejected(told.code)
+    metrics.refused(told)
     return error_response(told)
 
 

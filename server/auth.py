@@ -32,11 +32,13 @@ class KeyGuard:
 
     def _check(self, headers: Headers) -> None:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        offered = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(offered)
-        # All are compared, each in constant time: how long a refusal takes tells nothing.
-        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
-            reason = "The API key is not valid." if offered else "An API key is required: Authorization: Bearer KEY."
+        offered = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
+        # Each is compared with all, in constant time: how long a refusal takes tells nothing.
+        digests = [_digest(key) for key in offered]
+        if not sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests):
+            reason = (
+                "The API key is not valid." if any(offered) else "An API key is required: Authorization: Bearer KEY."
+            )
             raise ApiKeyError(reason, headers={"WWW-Authenticate": "Bearer"})
 
 

@@ -251,7 +251,8 @@ class Engine:
     def _drop_cancelled(self) -> None:
         scheduler = self._scheduler
         for ticket in [t for t in (*scheduler.running.values(), *scheduler.waiting) if t.cancelled]:
-            self._end(ticket, Progress(finish_reason=ticket.cancelled))
+            withheld = ticket.decoding.text.finish() if ticket.decoding else ""  # it might have become a stop string
+            self._end(ticket, Progress(withheld, finish_reason=ticket.cancelled))
 
     def _choose_slot(self, ticket: Ticket, free: Sequence[int]) -> int:
         return self._decoder.prefixes.choose_slot(ticket.attempt.prompt, free)

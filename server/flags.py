@@ -182,7 +182,7 @@ def _lines(told: Flag, text: str) -> list[str]:
 def _from_environment(known: Mapping[str, Flag], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for variable, text in environ.items():
         name = variable.removeprefix(ENV_PREFIX).lower()
-        if not variable.startswith(ENV_PREFIX) or not text or _SERVICE_LINK.match(text):
+        if not variable.startswith(ENV_PREFIX) or not text.strip() or _SERVICE_LINK.match(text):
             continue
         if name in known:
             yield name, text

@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from ..model.progress import Counts
+from .errors import ApiError
 from .scheduler import Ticket
 from .vllm_metrics import VllmNames
 
@@ -144,9 +145,10 @@ class Metrics:
         """No new work is taken from now on."""
         self._draining.labels(self._model).set(1)
 
-    def rejected(self, reason: str) -> None:
-        """A request was refused; the reason is an error code of ours."""
-        self._rejected.labels(self._model, reason).inc()
+    def refused(self, error: ApiError) -> None:
+        """A request was refused; a fault of ours is none of these."""
+        if error.status != 500:
+            self._rejected.labels(self._model, error.code).inc()
 
     def replied(self, handler: str, method: str, status: int) -> None:
         """A reply was sent; the handler is a route's template."""

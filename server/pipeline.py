@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..model.config import SamplingParams
@@ -55,15 +56,16 @@ class Pipeline:
         counts = dict.fromkeys(("n", "best_of"), self._max_best_of)
         return ids | counts | {"thought_depth": engine.max_thought_depth, "num_thoughts": engine.max_num_thoughts}
 
-    async def start(self, request: GenerationRequest, request_id: str = "") -> Run:
-        """Hand a request to the engine.
+    async def prepare(self, request: GenerationRequest, request_id: str = "") -> Run:
+        """Make a request ready to be submitted.
 
-        Raises ApiError where it asks for what the model cannot do, PromptError, QueueFullError and EngineClosedError.
+        Raises ApiError where it asks for what the model cannot do, PromptError and EngineClosedError.
         """
         if self.draining:
             raise EngineClosedError
+        begin = asyncio.get_running_loop().time()
         plan = await asyncio.to_thread(self.plan, request, request_id)  # a long prompt holds no other request up
-        return Run(self.engine, plan, self.runs)
+        return Run(self.engine, plan, self.runs, None if plan.timeout_s is None else begin + plan.timeout_s)
 
     def plan(self, request: GenerationRequest, request_id: str = "") -> Plan:
         """What a request asks of the engine. Raises ApiError and PromptError."""
@@ -104,14 +106,14 @@ class Pipeline:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         endpoint = "chat" if isinstance(request, ChatRequest) else "completions"
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        contested = request.num_samples > request.n
+        contested, params = request.num_samples > request.n, self._params(request, prompt)
+        if contested:
+            _check_random(params)
         for sample in range(request.num_samples):
-            params = self._params(request, prompt, attempt_seed(seed, sample))
-            if contested:
-                _check_random(params)
-            yield Attempt(prompt.ids, params, endpoint, request_id, request.num_samples, contested)
+            own = replace(params, seed=attempt_seed(seed, sample))
+            yield Attempt(prompt.ids, own, endpoint, request_id, request.num_samples, contested)
 
-    def _params(self, request: GenerationRequest, prompt: Prompt, seed: int) -> SamplingParams:
+    def _params(self, request: GenerationRequest, prompt: Prompt) -> SamplingParams:
         max_tokens = self._max_tokens(request, prompt)
         if request.min_tokens > max_tokens:
             raise InvalidRequestError(
@@ -131,7 +133,6 @@ class Pipeline:
             frequency_penalty=request.frequency_penalty,
             repetition_penalty=request.repetition_penalty,
             logit_bias=biases,
-            seed=seed,
             stop=request.stops,
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,

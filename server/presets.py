@@ -18,10 +18,8 @@ from .schemas import ChatRequest, CompletionRequest, GenerationRequest
 FIELDS = GenerationRequest.model_fields.keys() - {"model", "stream", "stream_options", "user", "metadata"}
 
 # Ways to say the same thing: a request that uses one is not to find the preset's word for it in another.
-_ALTERNATIVES = (
-    {"max_tokens", "max_completion_tokens"},
-    {"thought_depth", "reasoning_effort", "chat_template_kwargs"},
-)
+_LIMITS = {"max_tokens", "max_completion_tokens"}
+_DEPTHS = {"thought_depth", "reasoning_effort", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,32 @@ class Preset:
 
     def fill(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request's body with the defaults that it does not overrule."""
-        said = {key for key, value in body.items() if value is not None}
-        overruled = said.union(*(same for same in _ALTERNATIVES if same & said))
-        if body.get("thought_mode") == "off":
-            overruled |= {"thought_depth", "thought_threshold"}
-        elif body.get("thought_depth") and self.defaults.get("thought_mode") == "off":
-            overruled |= {"thought_mode"}
+        overruled = _said(body) | _overruled(body, self.defaults)
         return body | {key: value for key, value in self.defaults.items() if key not in overruled}
+
+
+def _said(body: Mapping[str, Any]) -> set[str]:
+    return {key for key, value in body.items() if value is not None}
+
+
+def _overruled(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
+    """Fields of a preset that contradict what a request says in other fields."""
+    said, overruled = _said(body), set()
+    kwargs = body.get("chat_template_kwargs")
+    thinks = kwargs.get("enable_thinking") if isinstance(kwargs, dict) else None
+    if said & _LIMITS:
+        overruled |= _LIMITS
+    if said & {"thought_depth", "reasoning_effort"} or thinks is False:
+        overruled |= _DEPTHS
+    if said & {"thought_depth", "reasoning_effort"} or thinks:
+        overruled |= {"thought_mode"} if defaults.get("thought_mode") == "off" else set()
+    if "thought_mode" in said:
+        overruled |= {"thought_depth"} if body["thought_mode"] == "off" else set()
+        overruled |= {"thought_threshold"} if body["thought_mode"] != "adaptive" else set()
+    more = isinstance(n := body.get("n"), int) and n > defaults.get("best_of", n)
+    if more or 0 in (body.get("temperature"), body.get("max_tokens")):
+        overruled |= {"best_of"}  # there would be fewer answers than are to be returned, or all the same
+    return overruled
 
 
 def parse_preset(text: str) -> Preset:

@@ -82,13 +82,13 @@ router.include_router(generation)
 @router.post("/v1/requests/{request_id}/cancel")
 async def cancel(request_id: str, request: Request) -> CancelReply:
     """End a request that runs, by its x-request-id or by the id of its reply; it is answered with what it has."""
-    own_id = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
-    running = _service(request).ready_pipeline().runs.get(own_id, [])
-    if not (runs := [run for run in running if run.num_unfinished]):
-        raise NotFoundError("No request of this id is running.")
-    for run in runs:
-        run.cancel()
-    return CancelReply(id=own_id)
+    known = _service(request).ready_pipeline().runs
+    for own_id in (request_id, request_id.removeprefix("cmpl-"), request_id.removeprefix("chatcmpl-")):
+        if runs := [run for run in known.get(own_id, []) if run.num_unfinished]:
+            for run in runs:
+                run.cancel()
+            return CancelReply(id=own_id)
+    raise NotFoundError("No request of this id is running.")
 
 
 @router.post("/tokenize")  # plain functions run on a thread of their own: a long text holds nobody up
@@ -167,9 +167,11 @@ async def metrics(request: Request) -> Response:
 async def _answer(request: Request, body: GenerationRequest, writer_of: type[Writer[Any, Any, Any]]) -> Response:
     service, request_id = _service(request), request.state.request_id
     name, pipeline = service.check_name(body.model), service.ready_pipeline()
-    run = request.state.run = await pipeline.start(body, request_id)
+    run = await pipeline.prepare(body, request_id)
     writer = writer_of(body, run, pipeline.engine.tokens, name, request_id)
-    reply = EventStream(writer) if body.stream else await _whole(request, writer)
+    run.submit()
+    request.state.run = run
+    reply = EventStream(writer, service.metrics) if body.stream else await _whole(request, writer)
     if ignored := body.ignored():
         reply.headers["x-ignored-params"] = ", ".join(ignored[:32])
     return reply

@@ -1,6 +1,7 @@
 """A request that the engine works on: its attempts' progress comes back as the progress of its choices."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -72,25 +73,37 @@ class Answer:
 
     @property
     def score(self) -> float:
-        """Mean log-probability of its tokens."""
-        return fmean(token.logprob or 0.0 for token in self.tokens) if self.tokens else 0.0
+        """Mean log-probability of its tokens; one that never began is the worst."""
+        return fmean(token.logprob or 0.0 for token in self.tokens) if self.tokens else -math.inf
 
 
 class Run:
-    """A plan that the engine works on; a context manager: whatever has not ended when it is left is cancelled."""
+    """A plan that the engine works on; a context manager: whatever has not ended when it is left is cancelled.
 
-    def __init__(self, engine: "Engine", plan: Plan, running: "dict[str, list[Run]]") -> None:
+    Args:
+        engine: what works.
+        plan: on what; it begins with `submit`.
+        running: where the run is to be found by the id of its request while it goes on.
+        deadline: on the clock of the event loop, in seconds; None: it may take as long as it takes.
+    """
+
+    def __init__(
+        self, engine: "Engine", plan: Plan, running: "dict[str, list[Run]]", deadline: float | None = None
+    ) -> None:
         self.plan = plan
         self.num_visible_tokens = 0
         self.num_thought_tokens = 0
         self.num_discarded_tokens = 0
         self.num_unfinished = plan.num_choices  # choices that go on
-        self._engine, self._running = engine, running
-        self._deadline = None if plan.timeout_s is None else asyncio.get_running_loop().time() + plan.timeout_s
+        self._engine, self._running, self._deadline = engine, running, deadline
         self._reason = "abort"  # of what is cancelled
-        self.tickets = engine.submit(plan.attempts)
+        self.tickets: list[Ticket] = []
         self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
+
+    def submit(self) -> None:
+        """Queue it; enter it next, or nobody reads what is decided. Raises QueueFullError and EngineClosedError."""
+        self.tickets = self._engine.submit(self.plan.attempts)
 
     def __enter__(self) -> Self:
         """Begin to read what the engine decides."""
@@ -147,6 +160,7 @@ class Run:
         while running:
             arrived = await self._next()
             if isinstance(arrived, Exception):
+                self._reason = "error"
                 raise arrived
             _, progress = arrived
             self.num_visible_tokens += len(progress.tokens)

@@ -23,6 +23,9 @@ MAX_CHOICES = 1024  # of one prompt; a server allows fewer
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_PROMPTS = 2048
+MAX_STOP_IDS = 1024
+MAX_UNKNOWN = 64  # fields; each is compared with all that we know
+MAX_COUNT = 2**31 - 1  # of anything
 
 _NEAR = 0.81  # likeness from which a key that we do not know is taken for a slip of the pen
 
@@ -59,11 +62,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _whole_ids(value: Any) -> Any:
+    """The same for a list of ids, which is long: it is looked through, and seldom written anew."""
+    floats = isinstance(value, list) and any(isinstance(member, float) for member in value)
+    return [_whole(member) for member in value] if floats else value
+
+
 def _whole_members(value: Any) -> Any:
-    """The same for lists of ids, and lists of those, which are long: they are looked through, and seldom written anew."""
-    if not isinstance(value, list) or not any(isinstance(member, float | list) for member in value):
-        return value
-    return [_whole_members(member) if isinstance(member, list) else _whole(member) for member in value]
+    """The same for a list of ids, or a list of those."""
+    nested = isinstance(value, list) and any(isinstance(member, list) for member in value)
+    return [_whole_ids(member) for member in value] if nested else _whole_ids(value)
 
 
 _Members = BeforeValidator(_whole_members)
@@ -101,7 +109,10 @@ class Body(BaseModel):
         if not isinstance(values, dict):
             return values
         present = {key: value for key, value in values.items() if value is not None}
-        for key in present.keys() - cls.model_fields.keys():
+        unknown = present.keys() - cls.model_fields.keys()
+        if len(unknown) > MAX_UNKNOWN:
+            raise _unsupported(f"more than {MAX_UNKNOWN} unknown fields", _quoted(min(unknown)))
+        for key in unknown:
             if any("\ud800" <= letter <= "\udfff" for letter in key):
                 raise _unsupported("no field has such a name", _quoted(key))
             if key in cls.elsewhere:
@@ -159,7 +170,7 @@ _Seed = Annotated[
     # pydantic's own description would round the bounds, and allow what is refused
     WithJsonSchema({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}),
 ]
-_TokenId = Annotated[int, Field(ge=0)]
+_TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 _Stop = Annotated[str, Field(min_length=1)]
 _Text = Annotated[
     str, WithJsonSchema({"type": "string", "minLength": 1})
@@ -199,12 +210,12 @@ class GenerationRequest(Body):
     """What completions and chat have in common."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=0)
-    max_completion_tokens: int | None = Field(None, ge=0)
-    min_tokens: int = Field(0, ge=0)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_COUNT)
+    max_completion_tokens: int | None = Field(None, ge=0, le=MAX_COUNT)
+    min_tokens: int = Field(0, ge=0, le=MAX_COUNT)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, le=MAX_COUNT)
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
@@ -213,7 +224,7 @@ class GenerationRequest(Body):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: _Seed | None = None
     stop: _Stops = []
-    stop_token_ids: Annotated[list[_TokenId], _Members] = []
+    stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
@@ -222,9 +233,9 @@ class GenerationRequest(Body):
     user: str | None = None
     metadata: _Metadata | None = None
 
-    thought_depth: int | None = Field(None, ge=0)
+    thought_depth: int | None = Field(None, ge=0, le=MAX_COUNT)
     thought_temperature: float | None = Field(None, ge=0, le=2)
-    num_thoughts: int = Field(1, ge=1)
+    num_thoughts: int = Field(1, ge=1, le=MAX_COUNT)
     thought_mode: Literal["fixed", "adaptive", "off"] = "fixed"
     thought_threshold: float | None = Field(None, ge=0)
     reasoning_effort: ReasoningEffort | None = None
@@ -232,7 +243,7 @@ class GenerationRequest(Body):
     include_reasoning: bool = False
     return_thoughts: bool = False
 
-    thinking_token_budget: int | None = Field(None, ge=-1)
+    thinking_token_budget: int | None = Field(None, ge=-1, le=MAX_COUNT)
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     timeout_s: float | None = Field(None, gt=0)
 
@@ -339,8 +350,8 @@ class ChatRequest(GenerationRequest):
     elsewhere = frozenset({"prompt", "suffix", "echo"})
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
 

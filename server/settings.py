@@ -169,7 +169,7 @@ def _line(name: str, value: Any, secret: bool) -> str:
     if value is None or value == ():
         return f"# {name} ="
     texts = [str(item) if isinstance(item, Preset) else item for item in value] if isinstance(value, tuple) else value
-    return f"{name} = {json.dumps(texts, ensure_ascii=False)}"
+    return f"{name} = {json.dumps(texts, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from .choices import Writer
 from .errors import EXPECTED, as_api_error, error_reply
+from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, writer: Writer[Any, Any, Any]) -> None:
+    def __init__(self, writer: Writer[Any, Any, Any], metrics: Metrics) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._writer = writer
+        self._writer, self._metrics = writer, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send every event; an ASGI application."""
@@ -41,12 +42,12 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in kept_alive(events(self._writer), SILENCE_S):
+        async for event in kept_alive(events(self._writer, self._metrics), SILENCE_S):
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def events(writer: Writer[Any, Any, Any]) -> AsyncIterator[bytes]:
+async def events(writer: Writer[Any, Any, Any], metrics: Metrics) -> AsyncIterator[bytes]:
     """One event for each thing to tell; the usage where it was asked for, or an error; then the end of the stream."""
     try:
         async for choice, decided in writer.run.progress():
@@ -57,7 +58,9 @@ async def events(writer: Writer[Any, Any, Any]) -> AsyncIterator[bytes]:
     except Exception as error:  # the status is long sent: an event is the only way to tell
         if not isinstance(error, EXPECTED):
             logger.exception("a stream failed")
-        yield _event(error_reply(as_api_error(error)))
+        told = as_api_error(error)
+        metrics.refused(told)
+        yield _event(error_reply(told))
     yield DONE
 
 

@@ -3,10 +3,13 @@
 CI draws the same examples every time: what it lands must not depend on luck. Elsewhere every run draws new ones.
 """
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -14,3 +17,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 settings.register_profile("quietserve", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("quietserve")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A server that was begun in this process has taken the log over."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, the tests of one file share one, and so do those that share a server."""
+    for item in items:
+        shared = item.path.parent if item.path.parent.name == "conformance" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shared)))

@@ -98,7 +98,8 @@ def test_clients_that_leave(server: Victim, phase: str, stream: bool, count: Cou
             return
         for i in range(times):
             read_first = stream and phase in ("decode", "thought")
-            await send_and_leave(server.url, body, 0.01 + 0.02 * (i % 3), read_first)
+            prompt = f"{stream} {i} {body['prompt']}"  # each its own, or it would be found in the cache and not read
+            await send_and_leave(server.url, body | {"prompt": prompt}, 0.01 + 0.02 * (i % 3), read_first)
 
     for _ in range(max(1, times // QUEUE) if phase == "waiting" else 1):
         asyncio.run(leave())

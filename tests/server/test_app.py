@@ -172,6 +172,8 @@ def test_a_request_that_takes_too_long(client: Client, engine: FakeEngine, pipel
     assert chunks
     pipeline._timeout_s = 0.05
     assert client.post(COMPLETIONS, {"prompt": "x", "timeout_s": 60}).status_code == 504, "the server's limit is less"
+    told = client.get("/metrics").text
+    assert 'requests_rejected_total{model_name="fake",reason="request_timeout"} 3.0' in told, "the streamed one too"
     assert not engine.running
 
 
@@ -193,12 +195,35 @@ def test_a_request_is_ended_by_its_id(client: Client, engine: FakeEngine, pipeli
             assert told.json() == {"id": "r-1", "cancelled": True}
             return 200, (await running).json()
 
-    for name in ("r-1", "cmpl-r-1"):
+    for name in ("r-1", "cmpl-r-1", "chatcmpl-r-1"):
         _, reply = asyncio.run(cancel(name))
         assert [choice["finish_reason"] for choice in reply["choices"]] == ["abort", "abort"]
     assert asyncio.run(cancel("r-2"))[0] == 404
     assert not pipeline.runs
     assert not engine.running
+
+
+def test_a_request_may_be_called_like_a_reply(client: Client, pipeline: Pipeline, engine: FakeEngine) -> None:
+    """Its id begins as the ids of our replies do: it is found by what it is called, not by what is left of that."""
+    engine.pace_s = 0.02
+
+    async def work() -> str:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            asked = http.post(COMPLETIONS, json={"prompt": "x"}, headers={"x-request-id": "cmpl-7"})
+            running = asyncio.create_task(asked)
+            while "cmpl-7" not in pipeline.runs:
+                await asyncio.sleep(0.01)
+            assert (await http.post("/v1/requests/cmpl-7/cancel")).status_code == 200
+            return (await running).json()["choices"][0]["finish_reason"]
+
+    assert asyncio.run(work()) == "abort"
+
+
+def test_who_is_ended_because_another_failed_did_not_leave(client: Client, engine: FakeEngine) -> None:
+    engine.failure = EngineError("the model failed")
+    client.post(COMPLETIONS, {"prompt": "x", "n": 3})
+    assert {ticket.finish_reason for ticket in engine.tickets} <= {"error"}
 
 
 def test_a_server_that_still_loads_says_so(metrics: Metrics) -> None:

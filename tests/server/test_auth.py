@@ -34,6 +34,12 @@ def test_any_key_in_either_header(guarded: Client, key: str, form: str) -> None:
     assert guarded.get("/v1/models", headers={name: value}).status_code == 200
 
 
+def test_a_key_that_a_library_sends_by_itself_does_not_hide_the_right_one(guarded: Client) -> None:
+    """OpenAI's SDKs always send a Bearer."""
+    headers = {"Authorization": "Bearer none", "X-Api-Key": KEYS[0]}
+    assert guarded.get("/v1/models", headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [

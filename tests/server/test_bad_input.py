@@ -33,7 +33,12 @@ BAD = [
     ({"prompt": "p" * 200}, "context_length_exceeded", "prompt", "However, you requested 200 tokens"),
     ({"max_tokens": "5"}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
     ({"max_tokens": True}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
-    ({"max_tokens": 1e300}, "context_length_exceeded", "prompt", "Please reduce"),
+    ({"max_tokens": 1e300}, "invalid_value", "max_tokens", "less than or equal to 2147483647"),
+    ({"max_tokens": 2**31 - 1}, "context_length_exceeded", "prompt", "Please reduce"),
+    ({"max_tokens": 10**4299}, "invalid_value", "max_tokens", "less than or equal to 2147483647"),
+    ({"top_k": 10**400}, "invalid_value", "top_k", "less than or equal to 2147483647"),
+    ({"stop_token_ids": [5] * 1025}, "invalid_value", "stop_token_ids", "at most 1024 items"),
+    ({f"thought_temperature_{i}": 1 for i in range(65)}, UNSUPPORTED, "thought_temperature_0", "more than 64 unknown"),
     ({"prompt": [1.5]}, "invalid_value", "prompt", "must be a string, a list of strings"),
     ({"max_tokens": 1.5}, "invalid_value", "max_tokens", "max_tokens must be a valid integer"),
     ({"max_tokens": 0}, "invalid_value", "max_tokens", "only with echo"),
@@ -154,6 +159,16 @@ def test_bad_completions(client: Client, engine: FakeEngine, body: dict, code: s
 def test_bad_chats(client: Client, body: dict, code: str, param: str) -> None:
     error = refused(client.post(CHAT, {"messages": [{"role": "user", "content": "x"}], **body}), 400)
     assert (error["code"], error["param"]) == (code, param)
+
+
+@pytest.mark.parametrize("deep", [2, 300, 700, 950])
+def test_lists_in_lists_in_lists(client: Client, deep: int) -> None:
+    """A validator of ours used to follow them down until the interpreter's stack was full."""
+    nested = "[" * deep + "1" + "]" * deep
+    for path, key in ((COMPLETIONS, "stop_token_ids"), ("/detokenize", "tokens"), (COMPLETIONS, "prompt")):
+        content = f'{{"prompt": "x", "{key}": {nested}}}' if path == COMPLETIONS else f'{{"{key}": {nested}}}'
+        reply = client.request("POST", path, content=content, headers={"content-type": "application/json"})
+        assert reply.status_code == (200 if (deep, key) == (2, "prompt") else 400)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from statistics import fmean
 import pytest
 from fake_engine import Client, FakeEngine, events
 
+from quietserve.model.progress import Token
+from quietserve.server.runs import Answer
+
 
 def test_the_likeliest_answers_are_returned_best_first(client: Client, engine: FakeEngine) -> None:
     asked = {"seed": 4, "logprobs": 0}
@@ -45,6 +48,11 @@ def test_a_stream_holds_the_same_when_it_is_decided(client: Client) -> None:
 def test_logprobs_are_told_only_to_who_asked(client: Client) -> None:
     assert client.complete(best_of=3)["choices"][0]["logprobs"] is None
     assert client.chat(best_of=3)["choices"][0]["logprobs"] is None
+
+
+def test_an_answer_that_never_began_is_not_the_best() -> None:
+    """Its mean log-probability used to be 0, which no answer with a token reaches."""
+    assert Answer().score < Answer(tokens=[Token(1, logprob=-9999.0)]).score
 
 
 @pytest.mark.parametrize("thought_temperature", [0, 1])

@@ -233,6 +233,21 @@ def test_a_ticket_ends_with_the_reason_that_it_was_cancelled_for() -> None:
     assert run(work, max_num_seqs=1).ended == ["timeout"] * 2
 
 
+def test_what_was_withheld_for_a_stop_string_is_told_when_it_is_cancelled() -> None:
+    async def work(engine: Engine, books: Books) -> None:
+        bias = {TOKENS.encode("a")[0]: 100.0}
+        params = SamplingParams(max_tokens=300, ignore_eos=True, logit_bias=bias, stop=("a" * 400,))
+        ticket = engine.submit([Attempt((5,), params)])[0]
+        result, results = Generation(), engine.results(ticket)
+        result.add(await anext(results))
+        engine.cancel(ticket)
+        async for news in results:
+            result.add(news)
+        assert result.text == "a" * len(result.tokens) != ""
+
+    run(work)
+
+
 def test_contested_tickets_are_judged_once_whether_they_ended_before_or_after() -> None:
     async def work(engine: Engine, books: Books) -> None:
         short = Attempt((5,), SamplingParams(max_tokens=3, ignore_eos=True), contested=True)

@@ -11,6 +11,7 @@ from quietserve.server.service import Service
 def presets(service: Service) -> None:
     service.presets["deep"] = Preset("deep", {"thought_depth": 12, "max_tokens": 5, "stop": ["!"]})
     service.presets["off"] = Preset("off", {"thought_mode": "off"})
+    service.presets["best"] = Preset("best", {"best_of": 4, "temperature": 0.8})
     service.presets["sure"] = Preset("sure", {"thought_mode": "adaptive", "thought_threshold": 0.5})
 
 
@@ -28,6 +29,13 @@ def presets(service: Service) -> None:
         ({"model": "deep", "thought_mode": "off"}, 0, 5),
         ({"model": "off"}, 0, 64),
         ({"model": "off", "thought_depth": 4}, 4, 64),
+        ({"model": "off", "reasoning_effort": "high"}, 8, 64),
+        ({"model": "off", "chat_template_kwargs": {"enable_thinking": True}}, 8, 64),
+        ({"model": "deep", "chat_template_kwargs": {"enable_thinking": True}}, 12, 5),
+        ({"model": "deep", "chat_template_kwargs": {}}, 12, 5),
+        ({"model": "sure", "thought_mode": "fixed"}, 8, 64),
+        ({"model": "best", "temperature": 0}, 8, 64),
+        ({"model": "best", "n": 8}, 8, 64),
     ],
 )
 def test_what_a_request_says_counts_before_its_preset(
@@ -51,8 +59,8 @@ def test_what_goes_together_may_come_from_both(client: Client, engine: FakeEngin
 
 def test_presets_are_models(client: Client) -> None:
     told = {model["id"]: model["parent"] for model in client.get("/v1/models").json()["data"]}
-    assert told == {"fake": None, "deep": "fake", "off": "fake", "sure": "fake"}
+    assert told == {"fake": None, "deep": "fake", "off": "fake", "best": "fake", "sure": "fake"}
     assert client.get("/v1/models/deep").json()["parent"] == "fake"
     reply = client.post("/v1/completions", {"prompt": "x", "model": "dee"})
     assert reply.status_code == 404
-    assert "'fake', 'deep', 'off', 'sure'" in reply.json()["error"]["message"]
+    assert "'fake', 'deep', 'off', 'best', 'sure'" in reply.json()["error"]["message"]

@@ -91,7 +91,14 @@ def test_what_check_config_prints_is_a_file_that_means_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--port", "81", "--no-prefix-caching", "--api-key", "s3cret", "--max-model-len", "99"]
-    argv += ["--model-preset", 'a={"stop": "\\n"}', "--model-preset", "b={}"]
+    argv += [
+        "--served-model-name",
+        "a\x7f\u00e9\U0001f600",
+        "--model-preset",
+        'a={"stop": "\\n"}',
+        "--model-preset",
+        "b={}",
+    ]
     assert check_config(argv) == 0
     printed = capsys.readouterr().out
     assert "s3cret" not in printed
@@ -117,6 +124,14 @@ def test_kubernetes_addresses_are_not_settings() -> None:
         "QUIETSERVE_PORT_8000_TCP_ADDR": "10.0.0.1",
     }
     assert settings(**links, QUIETSERVE_URL="http://x", QUIETSERVE_HOST="") == Settings()
+
+
+def test_a_blank_variable_is_unset_and_opens_no_server(tmp_path: Path) -> None:
+    """A secret that holds nothing but a newline used to overrule the keys of the file with none at all."""
+    file = tmp_path / "keys.toml"
+    file.write_text("api_key = ['real']\n")
+    for blank in ("", " ", "\n", "\n \n"):
+        assert settings("--config", str(file), QUIETSERVE_API_KEY=blank).read_keys() == ("real",)
 
 
 @pytest.mark.parametrize(
