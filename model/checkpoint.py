@@ -80,6 +80,8 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
         if extra:
             raise CheckpointError(f"{folder}: tensor {sorted(extra)[0]!r} is not expected beside {QUIET_CONFIG}")
         quiet, tensors = _own_quiet(folder)
+    elif (folder / QUIET_TENSORS).exists():
+        raise CheckpointError(f"{folder / QUIET_CONFIG}: missing beside {QUIET_TENSORS}")
     elif extra:
         quiet, tensors = _public_quiet(folder, config, extra)
     else:

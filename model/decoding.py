@@ -38,6 +38,11 @@ class Position:
         """It thinks no more: it can be decided once all older ones are."""
         return self.thoughts is not None and all(thought.ended for thought in self.thoughts)
 
+    @property
+    def broken(self) -> bool:
+        """A thought of it cannot be trusted."""
+        return any(thought.broken for thought in self.thoughts or ())
+
     def skip(self) -> None:
         """Decide without a thought after all."""
         for thought in self.thoughts or ():

@@ -1,5 +1,6 @@
 """From hidden states to tokens: what thoughts say next, what can be decided, and what may be drafted."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -69,6 +70,8 @@ class Judge:
         for peek, logits_V in zip(peeks, peeks_MV, strict=True):
             peek.logits_V = logits_V
         _skip_thoughts(peeks)
+        for thought, is_broken in zip(growing, thoughts_MV.isnan().any(-1).tolist(), strict=True):
+            thought.broken |= is_broken
         grow(growing, thoughts_MV, self._choose, hidden_NH)
         known = {next_.position for next_ in due}
         if later := [next_ for next_ in _due(decodings) if next_.position not in known]:
@@ -96,7 +99,7 @@ class Judge:
         if due:
             broken = torch.stack([n.logits_V for n in due]).isnan().any(-1).tolist()
             for next_, is_broken in zip(due, broken, strict=True):
-                next_.broken = is_broken
+                next_.broken = is_broken or next_.position.broken
         choosers = [n for n in due if not n.decoding.scores(n.position)]
         choosers += [n for n in peeks if n.position is n.decoding.flight[-1]]
         if choosers:
@@ -134,6 +137,9 @@ def _skip_thoughts(peeks: Sequence[Next]) -> None:
     for next_, entropy in zip(asked, entropies.tolist(), strict=True):
         if entropy < (next_.decoding.params.thought_threshold or 0.0):
             next_.position.skip()
+        elif math.isnan(entropy):
+            for thought in next_.position.thoughts or ():
+                thought.broken = True
 
 
 def _take_logits(due: Sequence[Next], logits_MV: Tensor) -> None:

@@ -86,6 +86,7 @@ class Thought:
     tokens: list[int] = field(default_factory=list)
     hidden: Tensor | None = None  # after END, [H]
     ended: bool = False
+    broken: bool = False  # a token of it was chosen by what is no number
     row: int = -1
     end_row: int = -1
 

@@ -80,7 +80,9 @@ class Tokens:
 
     def describe(self) -> dict[str, Any]:
         """The tokenizer's class, special tokens and chat template, as `tokenizer_config.json` calls them."""
-        named = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        named = {
+            name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
         return {
             "tokenizer_class": type(self.tokenizer).__name__,
             **{name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},

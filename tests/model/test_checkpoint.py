@@ -203,6 +203,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("truncated tensors", truncate("model.safetensors"), r"model.safetensors: damaged or truncated"),
     ("truncated head", truncate("quiet.safetensors"), r"quiet.safetensors: damaged or truncated"),
     ("no head", lambda f: (f / "quiet.safetensors").unlink(), r"quiet.safetensors: missing"),
+    ("no thinking config", lambda f: (f / "quiet_config.json").unlink(), r"quiet_config.json: missing beside quiet"),
     ("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), r"no readable tokenizer"),
     (
         "a tensor missing",

@@ -1,6 +1,7 @@
 """Decoding many attempts at once against decoding each alone, the slow way: the same tokens, whatever shares the batch."""
 
 import copy
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -120,6 +121,33 @@ def make_fail(engine: Decoder, random: Random) -> None:
     engine._forward = forward
     for name in ("run", "logits", "mix"):
         setattr(engine.model, name, failing(getattr(engine.model, name)))
+
+
+@pytest.mark.parametrize("threshold", [None, 4.65])
+def test_no_number_that_is_none_ever_decides(threshold: float | None) -> None:
+    """One row of one product is spoilt, each in its turn. Thoughts used to go on with whatever token that made the largest."""
+    params = SamplingParams(max_tokens=6, thought_depth=3, ignore_eos=True, thought_threshold=threshold)
+    prompts = [[5, 6, 7], [8, 9]]
+    wanted = [[token.id for token in result.tokens] for result in generate(decoder("aeiou"), prompts, params)]
+    call = 0
+    while True:
+        engine, calls = decoder("aeiou"), itertools.count()
+        engine.model = copy.copy(engine.model)
+        engine._judge._model = engine.model
+        right = engine.model.logits
+
+        def logits(hidden: Any, right: Any = right, calls: Any = calls, spoilt: int = call) -> Any:
+            told = right(hidden)
+            if next(calls) == spoilt and len(told):
+                told[spoilt % len(told)] = torch.nan
+            return told
+
+        engine.model.logits = logits
+        results = generate(engine, prompts, params)
+        assert [[token.id for token in result.tokens] for result in results] == wanted
+        call += 1
+        if next(calls) <= call:
+            return
 
 
 def test_a_batch_that_memory_does_not_hold_is_not_tried_in_every_forward() -> None:
