@@ -30,7 +30,6 @@ from serving import running
 
 TIMES = int(os.environ.get("FAULTS", "1"))
 TABLE = os.environ.get("FAULTS_TABLE")
-ERRORS = {400, 401, 404, 405, 413, 415, 503, 504}
 
 Count = Callable[..., None]
 
@@ -123,7 +122,7 @@ def test_malformed_bodies(server: Victim, count: Count) -> None:
             told[reply.status_code] += 1
             if reply.status_code == 200:
                 continue
-            assert reply.status_code in (400, 404), (reply.status_code, content)
+            assert reply.status_code in (400, 404, 504), (reply.status_code, content)  # some ask for too little time
             error = reply.json()["error"]
             assert set(error) == {"message", "type", "param", "code"}
             assert error["message"].count("\n") == 0
