@@ -221,7 +221,7 @@ def _check_random(params: SamplingParams) -> None:
 
 def attempt_seed(seed: int, sample: int, turn: int = 0) -> int:
     """The seed of one attempt: 64 bits that depend on nothing but the request's seed and the attempt's place in it."""
-    parts = b"".join(part.to_bytes(8, "little", signed=True) for part in (seed, sample, turn))
+    parts = b"".join((part % 2**64).to_bytes(8, "little") for part in (seed, sample, turn))
     return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little")
 
 

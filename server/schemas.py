@@ -163,13 +163,6 @@ class ChatTemplateKwargs(Body):
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_Seed = Annotated[
-    int,
-    Field(ge=-(2**63), lt=2**63),
-    BeforeValidator(_whole),
-    # pydantic's own description would round the bounds, and allow what is refused
-    WithJsonSchema({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}),
-]
 _TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 _Stop = Annotated[str, Field(min_length=1)]
 _Text = Annotated[
@@ -222,7 +215,7 @@ class GenerationRequest(Body):
     repetition_penalty: float = Field(1.0, gt=0, le=2)
     logit_bias: _Biases = {}
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: _Seed | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63)  # bounds that a float holds exactly, as JSON's readers may
     stop: _Stops = []
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False
