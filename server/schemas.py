@@ -215,7 +215,9 @@ class GenerationRequest(Body):
     repetition_penalty: float = Field(1.0, gt=0, le=2)
     logit_bias: _Biases = {}
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63)  # bounds that a float holds exactly, as JSON's readers may
+    seed: int | None = Field(
+        None, ge=-(10**19), le=10**19
+    )  # all 64-bit ones, in bounds that decimal readers hold exactly
     stop: _Stops = []
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False

@@ -51,7 +51,7 @@ BAD = [
     ({"n": 0}, "invalid_value", "n", "greater than or equal to 1"),
     ({"n": 17}, "invalid_value", "n", "n is 17; it must be between 1 and 16"),
     ({"n": 1025}, "invalid_value", "n", "less than or equal to 1024"),
-    ({"seed": 2**63 + 1}, "invalid_value", "seed", "seed must be"),
+    ({"seed": 10**19 + 1}, "invalid_value", "seed", "seed must be"),
     ({"logprobs": 21}, "invalid_value", "logprobs", "less than or equal to 20"),
     ({"logprobs": True}, "invalid_value", "logprobs", "must be a valid integer"),
     ({"stop": ["x"] * 17}, "invalid_value", "stop", "at most 16 strings"),
