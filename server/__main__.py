@@ -104,10 +104,10 @@ class LoadingServer(uvicorn.Server):
         try:
             super().run(sockets)
         finally:
-            if self._loading.is_alive():  # a library in the middle of its work may not survive an orderly end
-                os._exit(0)
             if self._service.pipeline:
                 self._service.pipeline.engine.close(timeout_s=0)
+            elif not self._failure:  # it still loads: a library in the middle of that may not survive an orderly end
+                os._exit(0)
         if self._failure:
             raise self._failure
 
@@ -166,7 +166,7 @@ def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipe
     fields = {"model": service.model_name, "device": device, "dtype": dtype, "quantization": settings.quantization}
     logger.info("ready", extra={"fields": fields})
     with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
-        _announce(listener, service.model_name, engine)
+        _announce(_url(listener), service.model_name, engine, guarded=bool(settings.api_key or settings.api_key_file))
     return pipeline
 
 
@@ -247,17 +247,18 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
     return engine
 
 
-def _announce(listener: socket.socket, name: str, engine: Engine) -> None:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _announce(url: str, name: str, engine: Engine, guarded: bool) -> None:
     body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 8, "temperature": 0}
     if engine.max_thought_depth:
         body |= {"thought_depth": min(EXAMPLE_DEPTH, engine.max_thought_depth), "return_thoughts": True}
+    headers = "-H 'Content-Type: application/json'" + ' -H "Authorization: Bearer $QUIETSERVE_API_KEY"' * guarded
     print(f"Serving {name} on {url}. Try:\n")
-    print(
-        f"curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}\n",
-        flush=True,
-    )
+    print(f"curl {url}/v1/completions {headers} -d {shlex.quote(json.dumps(body))}\n", flush=True)
 
 
 if __name__ == "__main__":

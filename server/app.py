@@ -82,7 +82,8 @@ class Books:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # as GET: whoever sends it leaves the body out
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        if method == "HEAD":  # as GET: whoever sends it leaves the body out
             scope = {**scope, "method": "GET"}
         request_id, begin = _request_id(Headers(scope=scope).get("x-request-id", "")), time.monotonic()
         scope.setdefault("state", {})["request_id"] = request_id
@@ -99,11 +100,10 @@ class Books:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._enter(scope, status, time.monotonic() - begin)
+            self._enter(scope, method, status, time.monotonic() - begin)
 
-    def _enter(self, scope: Scope, status: int, seconds: float) -> None:
+    def _enter(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         """Into the books and the log; never the path as it was sent, which may hold anything."""
-        method = scope["method"] if scope["method"] in _METHODS else "other"
         route = getattr(scope.get("route"), "path", "unmatched")
         self.metrics.replied(route, method, status)
         run = scope["state"].get("run")

@@ -15,14 +15,8 @@ from typing import Any
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _INPUT_READERS = ("quietserve.server.app", "quietserve.server.streaming", "uvicorn.error", "asyncio")
-_QUIET = (
-    "uvicorn",
-    "httpx",
-    "httpcore",
-    "filelock",
-    "huggingface_hub",
-    "urllib3",
-)  # who have nothing to tell an operator
+# Who have nothing to tell an operator.
+_QUIET = ("uvicorn", "httpx", "httpcore", "filelock", "huggingface_hub", "urllib3")
 
 
 def configure(level: str, form: str) -> None:

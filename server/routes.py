@@ -130,11 +130,9 @@ async def model(model_id: str, request: Request) -> ModelReply:
 
 
 @router.get("/health")
-@router.api_route(
-    "/ping", methods=["GET", "POST"], include_in_schema=False
-)  # the same, where load balancers look for it
+@router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def health(request: Request) -> dict[str, str]:
-    """The process is alive, loading or draining too."""
+    """The process is alive, loading or draining too; some load balancers look for it at /ping."""
     pipeline = _service(request).pipeline
     if pipeline and not pipeline.engine.healthy:
         raise UnavailableError("The engine has stopped.", code="internal_error")

@@ -165,9 +165,10 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 _Stop = Annotated[str, Field(min_length=1)]
-_Text = Annotated[
-    str, WithJsonSchema({"type": "string", "minLength": 1})
-]  # the tokenizer's reader says better what is wrong
+# Described and not checked here: what reads prompts says better what is wrong with an empty one.
+_Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+# All 64-bit ones, signed or not, in bounds that those who read decimals as floats hold exactly.
+_Seed = Field(None, ge=-(10**19), le=10**19)
 _Ids = Annotated[list[_TokenId], Field(min_length=1)]
 _Stops = Annotated[
     _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)],
@@ -215,9 +216,7 @@ class GenerationRequest(Body):
     repetition_penalty: float = Field(1.0, gt=0, le=2)
     logit_bias: _Biases = {}
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(
-        None, ge=-(10**19), le=10**19
-    )  # all 64-bit ones, in bounds that decimal readers hold exactly
+    seed: int | None = _Seed
     stop: _Stops = []
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False

@@ -165,3 +165,9 @@ def test_promtool_has_no_complaint(client: Client, metrics: Metrics) -> None:
     text = client.get("/metrics").content
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_head_is_answered_as_get_and_counted_as_itself(client: Client) -> None:
+    for path in ("/health", "/ready", "/ping", "/v1/models", "/metrics"):
+        assert client.request("HEAD", path).status_code == 200
+    assert 'handler="/ready",method="HEAD",status="200"' in client.get("/metrics").text

@@ -17,7 +17,7 @@ from fake_engine import Client, FakeEngine, events
 
 import tiny
 from quietserve.model.config import SamplingParams
-from quietserve.server.__main__ import LoadingServer
+from quietserve.server.__main__ import LoadingServer, _announce
 from quietserve.server.scheduler import Attempt, Ticket
 from quietserve.server.service import Service
 
@@ -86,3 +86,12 @@ def test_it_leaves_when_idle_or_out_of_time(
     assert asyncio.run(server.on_tick(1)) == leaves
     server.handle_exit(signal.SIGINT, None)
     assert asyncio.run(server.on_tick(1)), "the second signal"
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_example_carries_a_key_where_one_is_asked_for(
+    engine: FakeEngine, guarded: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It used to be refused by the very server that printed it."""
+    _announce("http://x:1", "fake", engine, guarded)
+    assert ("Bearer $QUIETSERVE_API_KEY" in capsys.readouterr().out) == guarded
