@@ -21,7 +21,7 @@ from ..decode import Decoder, generate
 from ..progress import Generation
 from ..thoughts import Choose
 from .arguments import require_families, require_least, run
-from .data import DASH_TOKEN, write_prompt
+from .documents import DASH_TOKEN, write_prompt
 from .tasks import FAMILIES, problems
 
 SLOTS = 64

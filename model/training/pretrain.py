@@ -18,7 +18,8 @@ from .. import checkpoint
 from ..backbone import Backbone
 from ..quiet_model import QuietModel
 from .arguments import require, require_families, require_least, run
-from .data import EOS, PAD, Batch, Style, build_tokenizer, make_batch, token_id
+from .batches import Batch
+from .documents import EOS, PAD, Style, build_tokenizer, make_batch, token_id
 from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .tasks import FAMILIES, MAX_STEPS
 
@@ -84,9 +85,9 @@ def document_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     go through the model apart, or two fifths of the work would be padding.
     """
     total = torch.zeros(())
-    for part_B in batch.answer_B.argsort().chunk(2):
-        longest = int(batch.answer_B[part_B].max()) + 2
-        ids_BT, weights_BT = batch.ids_BT[part_B, :longest], batch.weights_BT[part_B, :longest]
+    for half_B in batch.lengths_B.argsort().chunk(2):
+        half = batch.take(half_B)
+        ids_BT, weights_BT = half.ids_BT, half.weights_BT
         logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
         loss_N = functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
         total = total + (loss_N * weights_BT[:, 1:].flatten()).sum()

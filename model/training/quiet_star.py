@@ -25,7 +25,8 @@ from ..config import QuietConfig
 from ..quiet_model import QuietModel
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
 from .arguments import require, require_families, require_least, run
-from .data import DASH_TOKEN, END, EOS, PAD, SPECIAL, START, Batch, make_batch
+from .batches import Batch
+from .documents import DASH_TOKEN, END, EOS, PAD, SPECIAL, START, make_batch
 from .loop import DivergedError, Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .losses import advantages, choice_logprobs, mean_where, policy_loss, rewards
 from .tasks import FAMILIES, MAX_STEPS

@@ -14,7 +14,7 @@ from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
 from quietserve.model.training import evaluate as module
 from quietserve.model.training import study
-from quietserve.model.training.data import write_prompt
+from quietserve.model.training.documents import write_prompt
 from quietserve.model.training.evaluate import evaluate, wilson
 from quietserve.model.training.quiet_star import main as train
 from quietserve.model.training.tasks import FAMILIES, is_held_out, problems

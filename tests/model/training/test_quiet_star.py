@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import tiny
 from quietserve.model import checkpoint
 from quietserve.model.training import quiet_star
-from quietserve.model.training.data import make_batch
+from quietserve.model.training.documents import make_batch
 from quietserve.model.training.quiet_star import Sampled, open_base
 from reference import Reference
 

@@ -1,25 +1,21 @@
-"""Problems as documents, the tokenizer that reads them, and training batches.
+"""Problems as documents, and the tokenizer that reads them.
 
 A document is a question and its answer, after notes, after idle talk, or straight:
 
     Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. Where is the dial now?
     Answer: --- Monday 6 Tuesday 0 --- 0<|endoftext|>
 
-Batch k is a function of (seed, k) alone, so a resumed run needs no position in its data.
-Shape letters: B documents, T tokens.
-"""
+Batch k is a function of (seed, k) alone, so a resumed run needs no position in its data."""
 
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .batches import Batch, pad
 from .tasks import FAMILIES, Problem, draw, problems
 
 EOS = "<|endoftext|>"
@@ -104,16 +100,6 @@ def _sample_corpus() -> list[str]:
     return [*corpus, *(f" {word}" for word in IDLE_WORDS)]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Documents side by side, padded on the right."""
-
-    ids_BT: Tensor  # int64
-    weights_BT: Tensor  # float32: how much the loss of foretelling this token counts; 0 for padding and for the first
-    answer_B: Tensor  # int64: the column of the answer's first token (behind the aside where there is one)
-    problems: tuple[Problem, ...]
-
-
 def make_batch(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
@@ -130,15 +116,11 @@ def make_batch(
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Problem], texts: Sequence[str]) -> Batch:
-    """Tokenise and pad the problems' documents."""
+    """Tokenise the problems' documents; of a question little counts, of what follows everything."""
     rows = tokenizer(list(texts))["input_ids"]
     prompts = tokenizer([write_prompt(problem) for problem in drawn])["input_ids"]
-    longest = max(map(len, rows))
-    ids_BT = torch.full((len(rows), longest), token_id(tokenizer, PAD))
-    weights_BT = torch.zeros(len(rows), longest)
-    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids_BT[index, : len(row)] = torch.tensor(row)
-        weights_BT[index, 1 : len(prompt)] = QUESTION_WEIGHT
-        weights_BT[index, len(prompt) : len(row)] = 1.0
-    answer_B = torch.tensor([len(row) - 2 for row in rows])  # the answer is one token, and the end follows it
-    return Batch(ids_BT, weights_BT, answer_B, tuple(drawn))
+    weights = [
+        [0.0, *[QUESTION_WEIGHT] * (len(prompt) - 1), *[1.0] * (len(row) - len(prompt))]
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    return pad(rows, weights, token_id(tokenizer, PAD))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from quietserve.model.training.data import (
+from quietserve.model.training.batches import pad
+from quietserve.model.training.documents import (
     DASH,
     END,
     EOS,
@@ -15,11 +16,12 @@ from quietserve.model.training.data import (
     QUESTION_WEIGHT,
     START,
     build_tokenizer,
+    collate,
     make_batch,
     write_document,
     write_prompt,
 )
-from quietserve.model.training.tasks import FAMILIES, MAX_STEPS
+from quietserve.model.training.tasks import FAMILIES, MAX_STEPS, draw
 
 tokenizer = build_tokenizer()
 PROBLEM = FAMILIES["dial"].sample(random.Random(3), 4)
@@ -96,9 +98,11 @@ def test_a_saved_tokenizer_loads_as_any_other(tmp_path):
 
 @pytest.mark.parametrize("style", ["direct", "notes", "idle"])
 def test_a_batch_weighs_question_answer_and_padding(style):
-    batch = make_batch(tokenizer, random.Random(5), 16, {style: 1.0}, range(1, 7))
-    for row, problem in enumerate(batch.problems):
-        prompt, length = len(ids(write_prompt(problem))), int(batch.answer_B[row]) + 2
+    rng = random.Random(5)
+    drawn = [draw(rng, "train", FAMILIES["dial"], steps) for steps in range(1, 7)]
+    batch = collate(tokenizer, drawn, [write_document(problem, style, rng) for problem in drawn])
+    for row, problem in enumerate(drawn):
+        prompt, length = len(ids(write_prompt(problem))), int(batch.lengths_B[row])
         weights = batch.weights_BT[row]
         assert weights[0] == 0
         assert (weights[1:prompt] == torch.tensor(QUESTION_WEIGHT)).all()
@@ -109,6 +113,14 @@ def test_a_batch_weighs_question_answer_and_padding(style):
 
 
 def test_a_batch_depends_on_its_generator_alone():
-    drawn = [make_batch(tokenizer, random.Random(seed), 8, {"idle": 1.0}, [2]) for seed in (1, 1, 2)]
-    assert torch.equal(drawn[0].ids_BT, drawn[1].ids_BT)
-    assert drawn[0].problems != drawn[2].problems
+    drawn = [make_batch(tokenizer, random.Random(seed), 8, {"idle": 1.0}, [2]).ids_BT for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_part_of_a_batch_loses_the_columns_it_does_not_need():
+    batch = pad([[1, 2, 3, 4, 5], [6, 7, 8], [9, 8]], [[0, 1, 1, 1, 1], [0, 1, 1], [0, 1]], pad_id=0)
+    assert batch.lengths_B.tolist() == [5, 3, 2]
+    part = batch.take(torch.tensor([2, 1]))
+    assert part.ids_BT.tolist() == [[9, 8, 0], [6, 7, 8]]
+    assert part.weights_BT.tolist() == [[0, 1, 0], [0, 1, 1]]
