@@ -17,16 +17,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids_BT)
 
-    @property
-    def lengths_B(self) -> Tensor:
-        """Tokens of each text, up to the last one that counts."""
+    def lengths(self) -> Tensor:
+        """Tokens [B] of each text, up to the last one that counts."""
         columns = torch.arange(1, self.ids_BT.shape[1] + 1, device=self.ids_BT.device)
         return (columns * (self.weights_BT > 0)).amax(1)
 
     def take(self, rows: Tensor | slice) -> "Batch":
         """Some of the texts, without the columns that only others need."""
         part = Batch(self.ids_BT[rows], self.weights_BT[rows])
-        longest = int(part.lengths_B.max())
+        longest = int(part.lengths().max())
         return Batch(part.ids_BT[:, :longest], part.weights_BT[:, :longest])
 
 

@@ -85,7 +85,7 @@ def document_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     go through the model apart, or two fifths of the work would be padding.
     """
     total = torch.zeros(())
-    for half_B in batch.lengths_B.argsort().chunk(2):
+    for half_B in batch.lengths().argsort().chunk(2):
         half = batch.take(half_B)
         ids_BT, weights_BT = half.ids_BT, half.weights_BT
         logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits

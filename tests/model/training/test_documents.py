@@ -102,7 +102,7 @@ def test_a_batch_weighs_question_answer_and_padding(style):
     drawn = [draw(rng, "train", FAMILIES["dial"], steps) for steps in range(1, 7)]
     batch = collate(tokenizer, drawn, [write_document(problem, style, rng) for problem in drawn])
     for row, problem in enumerate(drawn):
-        prompt, length = len(ids(write_prompt(problem))), int(batch.lengths_B[row])
+        prompt, length = len(ids(write_prompt(problem))), int(batch.lengths()[row])
         weights = batch.weights_BT[row]
         assert weights[0] == 0
         assert (weights[1:prompt] == torch.tensor(QUESTION_WEIGHT)).all()
@@ -120,7 +120,7 @@ def test_a_batch_depends_on_its_generator_alone():
 
 def test_a_part_of_a_batch_loses_the_columns_it_does_not_need():
     batch = pad([[1, 2, 3, 4, 5], [6, 7, 8], [9, 8]], [[0, 1, 1, 1, 1], [0, 1, 1], [0, 1]], pad_id=0)
-    assert batch.lengths_B.tolist() == [5, 3, 2]
+    assert batch.lengths().tolist() == [5, 3, 2]
     part = batch.take(torch.tensor([2, 1]))
     assert part.ids_BT.tolist() == [[9, 8, 0], [6, 7, 8]]
     assert part.weights_BT.tolist() == [[0, 1, 0], [0, 1, 1]]
