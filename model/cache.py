@@ -156,15 +156,16 @@ class CachedAttention:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Queries [1, heads, N, D] to [1, heads, N, D]."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._at_N] = key[0].transpose(0, 1)
-        values[self._at_N] = value[0].transpose(0, 1)
+        # Under autocast what arrives is of several precisions.
+        keys[self._at_N] = key[0].transpose(0, 1).to(keys.dtype)
+        values[self._at_N] = value[0].transpose(0, 1).to(values.dtype)
         query_NhD = query[0].transpose(0, 1)
         if len(self._groups) == 1:
             out_NhD = _attend(self._groups[0], query_NhD, keys, values, scale)
         else:
             out_NhD = torch.empty_like(query_NhD)
             for group in self._groups:
-                out_NhD[group.rows_N] = _attend(group, query_NhD[group.rows_N], keys, values, scale)
+                out_NhD[group.rows_N] = _attend(group, query_NhD[group.rows_N], keys, values, scale).to(out_NhD.dtype)
         return out_NhD.transpose(0, 1)[None]
 
 

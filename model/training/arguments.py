@@ -17,7 +17,10 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], No
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except DivergedError as error:
-        print(f"{parser.prog}: {error}; the last state is in {args.out}", file=sys.stderr)
+        print(f"{parser.prog}: {error}; the last saved state, from before it, is in {args.out}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -28,6 +28,10 @@ class Batch:
         longest = int(part.lengths().max())
         return Batch(part.ids_BT[:, :longest], part.weights_BT[:, :longest])
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same elsewhere."""
+        return Batch(self.ids_BT.to(device), self.weights_BT.to(device))
+
 
 def pad(rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], pad_id: int) -> Batch:
     """Put texts and the weights of their tokens side by side."""

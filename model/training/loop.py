@@ -1,6 +1,6 @@
-"""The training loop: schedule, clipping, log, and checkpoints from which a killed run goes on bit for bit.
+"""The training loop: schedule, clipping, log, and states from which a killed run goes on bit for bit.
 
-Every step seeds itself from (seed, step), so a checkpoint is the weights, the optimizer and one number.
+Every step seeds itself from (seed, step), so a state is the weights, the optimizer, the place in the data and one number.
 """
 
 import json
@@ -9,13 +9,16 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .processes import Processes
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
@@ -23,6 +26,18 @@ LOG_FILE = "log.jsonl"
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient is no longer a number; the last saved state is from before."""
+
+
+class Data(Protocol):
+    """Where batches come from, and how far it has been read."""
+
+    def state(self) -> dict[str, Any]:
+        """What brings it back to where it stands."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,13 +49,21 @@ class LoopConfig:
     clip: float = 1.0  # largest norm of the whole gradient
     log_every: int = 20  # steps
     save_every: int = 200  # steps
+    tensorboard: bool = False
 
 
 class Loop:
     """Steps a model from where its folder left off to the end.
 
-    `lr_at(step)` is the learning rate, which a parameter group's `lr_scale` multiplies. `recipe` is whatever must be
-    equal for a saved state to be continued.
+    Args:
+        model: as `processes.spread` gives it.
+        optimizer: over its parameters.
+        lr_at: step to learning rate, which a parameter group's `lr_scale` multiplies.
+        config: how long.
+        folder: of the state and the log.
+        recipe: whatever must be equal for a saved state to be continued.
+        processes: who trains.
+        data: what is read on the way, where it has a place to be remembered.
     """
 
     def __init__(
@@ -51,15 +74,17 @@ class Loop:
         config: LoopConfig,
         folder: Path,
         recipe: Mapping[str, Any],
+        processes: Processes,
+        data: Data | None = None,
     ) -> None:
         self.model, self.optimizer, self.lr_at, self.config = model, optimizer, lr_at, config
-        self.folder, self.recipe = folder, dict(recipe)
+        self.folder, self.recipe, self.processes, self.data = folder, dict(recipe), processes, data
         self.step = 0  # steps done
 
     def resume(self) -> bool:
         """Load the folder's saved state; False when there is none.
 
-        Raises ValueError for a file that is no saved state, or one of another recipe.
+        Raises ValueError for a file that is no saved state, one of another recipe, or of a model of another shape.
         """
         path = self.folder / STATE_FILE
         if not path.exists():
@@ -71,33 +96,40 @@ class Loop:
         if differing := sorted(k for k in self.recipe if state["recipe"].get(k) != self.recipe[k]):
             name, saved = differing[0], state["recipe"].get(differing[0])
             raise ValueError(f"{path} was saved with {name} {saved!r}, not {self.recipe[name]!r}; use another folder")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._check_shapes(state["model"], path)
+        self.processes.load(self.model, self.optimizer, state)
+        if self.data:
+            self.data.load(state["data"])
         self.step = state["step"]
-        _drop_log_after(self.folder / LOG_FILE, self.step)
+        if self.processes.is_main:
+            drop_lines_after(self.folder / LOG_FILE, self.step)
         return True
 
     def start_afresh(self) -> None:
         """Forget what an earlier run left in the folder."""
-        for name in (STATE_FILE, LOG_FILE):
-            (self.folder / name).unlink(missing_ok=True)
+        if self.processes.is_main:
+            for name in (STATE_FILE, LOG_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+        self.processes.wait()
 
-    def run(self, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
+    def run(self, work: Callable[[int], dict[str, float]]) -> None:
         """Train to the last step.
 
-        `loss_at(step)` draws the step's batch and returns the loss and what to log of it; its randomness is the step's
-        own. Raises DivergedError naming the step whose loss is not a number.
+        `work(step)` draws the step's batch, leaves gradients in the model and returns what to log, the loss among it; its
+        randomness is the step's own. Raises DivergedError naming the step whose loss is not a number.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(total=self.config.steps, initial=self.step, file=sys.stderr, unit="step", mininterval=1.0)
-        with bar, (self.folder / LOG_FILE).open("a") as log:
+        hidden = not self.processes.is_main
+        bar = tqdm(
+            total=self.config.steps, initial=self.step, file=sys.stderr, unit="step", mininterval=1.0, disable=hidden
+        )
+        with bar, Log(self.folder, self.config.tensorboard) if self.processes.is_main else nullcontext() as log:
             while self.step < self.config.steps:
-                facts = self._take_step(loss_at)
+                facts = self._take_step(work)
                 bar.update()
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                    log.write(json.dumps({"step": self.step, **facts}) + "\n")
-                    log.flush()
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in facts.items()}, refresh=False)
+                if log and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
+                    log.write(self.step, facts)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in facts.items()}, refresh=False)
                 if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                     self.save()
 
@@ -106,30 +138,83 @@ class Loop:
         state = {
             "step": self.step,
             "recipe": self.recipe,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "data": self.data.state() if self.data else {},
+            **self.processes.state(self.model, self.optimizer),
         }
-        aside = self.folder / f"{STATE_FILE}.new"
-        torch.save(state, aside)
-        os.replace(aside, self.folder / STATE_FILE)
+        if self.processes.is_main:
+            write_aside(self.folder / STATE_FILE, lambda file: torch.save(state, file))
+        self.processes.wait()
 
-    def _take_step(self, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
+    def _check_shapes(self, saved: Mapping[str, Tensor], path: Path) -> None:
+        own = self.processes.unwrap(self.model).state_dict(keep_vars=True)
+        wanted = {name: value.shape for name, value in own.items() if value.requires_grad}
+        for name in sorted(wanted.keys() | saved.keys()):
+            if name not in saved or name not in own:
+                raise ValueError(f"{path}: tensor {name!r} is {'missing' if name not in saved else 'not expected'}")
+            if saved[name].shape != own[name].shape:
+                shapes = f"{list(saved[name].shape)}, not {list(own[name].shape)}"
+                raise ValueError(f"{path}: tensor {name!r} has shape {shapes}")
+
+    def _take_step(self, work: Callable[[int], dict[str, float]]) -> dict[str, float]:
         seed_everything(self.config.seed, self.step)
         lr = self.lr_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
         try:
-            loss, facts = loss_at(self.step)
+            facts = work(self.step)
         except DivergedError as error:
             raise DivergedError(f"{error} at step {self.step}") from error
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip))
-        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
-            raise DivergedError(f"loss {loss.item()} and gradient norm {norm} at step {self.step}")
+        norm = self.processes.clip(self.model, self.config.clip)
+        if not (math.isfinite(facts["loss"]) and math.isfinite(norm)):
+            raise DivergedError(f"loss {facts['loss']} and gradient norm {norm} at step {self.step}")
         self.optimizer.step()
         self.step += 1
-        return {"loss": loss.item(), **facts, "norm": norm, "lr": lr}
+        return {**facts, "norm": norm, "lr": lr}
+
+
+class Log(AbstractContextManager["Log"]):
+    """What a run writes as it goes: JSON lines, and TensorBoard's files where they are asked for.
+
+    Raises ValueError where TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool) -> None:
+        self._file = (folder / LOG_FILE).open("a")
+        self._board = _open_tensorboard(folder) if tensorboard else None
+
+    def write(self, step: int, facts: Mapping[str, float]) -> None:
+        """Add a line."""
+        self._file.write(json.dumps({"step": step, **facts}) + "\n")
+        self._file.flush()
+        for name, value in facts.items() if self._board else ():
+            self._board.add_scalar(name, value, step)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"--tensorboard: {error}: pip install 'quietserve[train]'") from error
+    return SummaryWriter(folder / "tensorboard")
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, and rename it: what was there stays whole until the new one is."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        write(aside)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch says the second of a full disk
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}; what was there is whole") from error
 
 
 def seed_everything(seed: int, step: int) -> None:
@@ -149,12 +234,12 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; only matrices decay.
 
-    `lr_scales` maps the beginning of a parameter's name to a multiple of the learning rate.
+    `lr_scales` maps a part of a parameter's name to a multiple of the learning rate.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = next((s for prefix, s in (lr_scales or {}).items() if name.startswith(prefix)), 1.0)
+            scale = next((s for part, s in (lr_scales or {}).items() if part in name), 1.0)
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
@@ -171,7 +256,7 @@ def decay_linearly(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * min(rising, falling)
 
 
-def _drop_log_after(path: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> None:
     """Forget the lines of steps that a resumed run will take again."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]

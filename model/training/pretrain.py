@@ -21,6 +21,7 @@ from .arguments import require, require_families, require_least, run
 from .batches import Batch
 from .documents import EOS, PAD, Style, build_tokenizer, make_batch, token_id
 from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
+from .processes import Processes
 from .tasks import FAMILIES, MAX_STEPS
 
 # Both for the sake of matches: words are looked up by what stands one to three tokens before them. Heads are wider than
@@ -44,15 +45,18 @@ def pretrain(args: argparse.Namespace) -> None:
     total = args.steps + args.idle_steps
     recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads")}
     config = LoopConfig(total, seed=args.seed, save_every=args.save_every)
-    loop = Loop(model, make_optimizer(model, args.weight_decay), lambda k: lr_at(args, k), config, args.out, recipe)
+    optimizer = make_optimizer(model, args.weight_decay)
+    loop = Loop(model, optimizer, lambda k: lr_at(args, k), config, args.out, recipe, Processes(cpu=True))
     if not (args.resume and loop.resume()):
         loop.start_afresh()
 
-    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+    def work(step: int) -> dict[str, float]:
         batch = make_batch(tokenizer, step_rng(args.seed, step), args.batch, *mixture_at(args, step), args.families)
-        return document_loss(model, batch), {}
+        loss = document_loss(model, batch)
+        loss.backward()
+        return {"loss": loss.item()}
 
-    loop.run(loss_at)
+    loop.run(work)
     checkpoint.save(QuietModel(Backbone(model.eval())), tokenizer, args.out)
 
 

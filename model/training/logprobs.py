@@ -1,0 +1,53 @@
+"""Log-probabilities of chosen tokens, without ever holding the logits of a whole batch.
+
+A batch of thoughts has some thousands of rows, and a row of logits is a vocabulary wide: kept for the backward pass they would
+be most of the memory. They are computed in parts, and computed again where gradients are wanted.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..quiet_model import QuietModel
+
+ENDS = (
+    -1
+)  # a choice: the thought ended itself. Which of its stop tokens did it does not matter: their probabilities add up
+MAX_LOGITS = 2**25  # held at once; 128 MiB in float32
+
+
+def log_likelihood(
+    model: QuietModel, hidden_KH: Tensor, targets_K: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What the model says of each target, and how sure it was.
+
+    Args:
+        model: whose output embedding; the markers have no probability.
+        hidden_KH: the states before each target.
+        targets_K: ids, or ENDS.
+        temperature: logits are divided by it.
+
+    Returns:
+        Log-probabilities [K], and entropies [K] in nats, without gradients.
+    """
+    size = max(1, MAX_LOGITS // model.backbone.vocab_size)
+    if len(targets_K) <= size:
+        return _judge(model, hidden_KH, targets_K, temperature)
+    parts = [
+        checkpoint(_judge, model, hidden, targets, temperature, use_reentrant=False)
+        for hidden, targets in zip(hidden_KH.split(size), targets_K.split(size), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _judge(model: QuietModel, hidden_KH: Tensor, targets_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs_KV = (model.logits(hidden_KH) / temperature).log_softmax(-1)
+    chosen_K = logprobs_KV.gather(-1, targets_K.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    if model.stop_ids:
+        ends_K = logprobs_KV[:, sorted(model.stop_ids)].logsumexp(-1)
+        # where() keeps what is not asked for out of the gradient, -inf among it.
+        chosen_K = torch.where(targets_K == ENDS, ends_K, chosen_K)
+    with torch.no_grad():
+        entropy_K = torch.special.entr(logprobs_KV.exp()).sum(-1)
+    return chosen_K, entropy_K
