@@ -1,51 +1,47 @@
 """Checkpoints on disk: our own layout, the public Quiet-STaR layout, and plain language models.
 
 Ours is a Hugging Face folder that `transformers` loads as the plain base, with two files beside it: `quiet_config.json`
-(`QuietConfig`) and `quiet.safetensors` (markers and mixing head). The public layout keeps those tensors among the model's own;
-its names are known here and nowhere else.
+(`QuietConfig`) and `quiet.safetensors` (markers and mixing head). The public layout keeps those tensors among the model's own.
 """
 
-import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from . import public_layout
 from .backbone import Backbone
 from .cache import check_cached
+from .checkpoint_folder import (
+    CONFIG,
+    CheckpointError,
+    check_files,
+    find,
+    first_line,
+    read_json,
+    replacing,
+    stored_dtype,
+    write_json,
+)
 from .config import QuietConfig
-from .quantize import loading_options, settle
+from .quantize import is_quantized, loading_options, settle
 from .quiet_model import QuietModel
 from .tokens import Tokens
 
+__all__ = ["CheckpointError", "Layout", "Loaded", "load", "quiet_libraries", "save"]
+
+Layout = Literal["quietserve", "public", "plain"]
+
 QUIET_CONFIG, QUIET_TENSORS = "quiet_config.json", "quiet.safetensors"
 
-# The public layout: row 0 of an embedding is stored divided by this, row 1 is an unused log-standard-deviation.
-_PUBLIC_SCALE = 100.0
-_PUBLIC_HEAD = "talk_head.0."
-_PUBLIC_FLAGS = {  # what the head variants we know need these config fields to be
-    "use_weighted_talk_head": (True,),
-    "use_shallow_talk": (False,),
-    "merged_lm_and_talk_heads": (False, None),
-    "merged_talk_heads": (True,),
-    "merged_lm_and_think_heads": (True,),
-    "use_concat_talk_head": (True, False),
-    "use_complex_talk_head": (True, False),
-}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message is one line and names the file and the key."""
+_LM = "backbone.lm."  # where a `QuietModel` has its language model
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,8 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
 
     Args:
         path: folder or hub name.
-        dtype: `auto` (float32 on CPU, the checkpoint's own elsewhere), `float32`, `bfloat16` or `float16`.
+        dtype: `auto` (float32 on CPU, the checkpoint's own elsewhere), `stored` (which loses nothing of the files), `float32`,
+            `bfloat16` or `float16`.
         device: where to put it.
         quantization: `none` (as the files have it, which may be quantised by bitsandbytes), `bnb-8bit` or `bnb-4bit`: linear
             layers are rounded as they are read.
@@ -71,9 +68,9 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
         CheckpointError: a file is missing, damaged or does not hold the tensors it should, or the quantisation cannot be had.
             Nothing is half loaded.
     """
-    folder = _folder(path)
-    config = _read_json(folder / "config.json")
-    _check_files(folder)
+    folder = find(path)
+    config = read_json(folder / CONFIG)
+    check_files(folder)
     lm, extra = _load_lm(folder, config, dtype, device, quantization)
     tokenizer = _load_tokenizer(folder)
     if (folder / QUIET_CONFIG).exists():
@@ -83,7 +80,7 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
     elif (folder / QUIET_TENSORS).exists():
         raise CheckpointError(f"{folder / QUIET_CONFIG}: missing beside {QUIET_TENSORS}")
     elif extra:
-        quiet, tensors = _public_quiet(folder, config, extra)
+        quiet, tensors = public_layout.read(folder, config, extra)
     else:
         quiet, tensors = None, {}
     backbone = _adopt(lm, folder)
@@ -103,79 +100,98 @@ def _adopt(lm: PreTrainedModel, folder: Path) -> Backbone:
         check_cached(backbone)
         return backbone
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {name} is not supported: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {name} is not supported: {error}") from error
     except Exception as error:  # a model that is built otherwise fails in its own way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder / 'config.json'}: {name} cannot be read through our cache: {reason}") from error
+        reason = first_line(error)
+        raise CheckpointError(f"{folder / CONFIG}: {name} cannot be read through our cache: {reason}") from error
 
 
-def save(model: QuietModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a checkpoint in our layout: aside first, then moved; without its `config.json`, which goes last, it is none."""
+def save(
+    model: QuietModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    layout: Layout = "quietserve",
+    allow_loss: bool = False,
+    max_shard_size: str = "50GB",
+) -> None:
+    """Write a checkpoint; it takes the place of one that is in the folder, whole or not at all.
+
+    Args:
+        model: on any device, in any dtype.
+        tokenizer: as it was loaded.
+        folder: made if need be; what else is in it stays.
+        state: the tensors to write in place of the model's own, under the names of `QuietModel.state_dict()`.
+        layout: ours, the public one, or the language model alone.
+        allow_loss: write the public layout even if it has no place for some of `quiet`: see `public_layout.losses`.
+        max_shard_size: of a file of tensors, as `save_pretrained` has it.
+
+    Raises:
+        CheckpointError: the layout cannot hold the model, `state` has other names, or it could not be written. What was in the
+            folder is as it was, unless the message says that it was saved.
+    """
     folder = Path(folder)
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with quiet_libraries():
-        model.backbone.lm.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    if model.quiet is not None:
-        (aside / QUIET_CONFIG).write_text(json.dumps(model.quiet.to_dict(), indent=2) + "\n")
-        save_file(_thinking_state(model), aside / QUIET_TENSORS)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, folder / file.name)
-    aside.rmdir()
+    _check_layout(model, layout, allow_loss, folder)
+    lm, thinking = _parts(model, state, folder)
+    if layout == "public":
+        lm |= public_layout.tensors(thinking)
+    dtype = next(value.dtype for value in lm.values() if value.is_floating_point())
+    rounded = is_quantized(model.backbone.lm)  # by bitsandbytes, which has rules of its own for what is written
+    with replacing(folder) as aside:
+        with quiet_libraries():
+            model.backbone.lm.save_pretrained(
+                aside,
+                state_dict=None if rounded else lm,
+                max_shard_size=max_shard_size,
+                save_original_format=not rounded,
+            )
+            tokenizer.save_pretrained(aside)
+        config = public_layout.without_fields(read_json(aside / CONFIG))
+        if not rounded:
+            config["dtype"] = str(dtype).removeprefix("torch.")
+        if model.quiet and layout == "public":
+            config = public_layout.with_fields(config, model.quiet)
+            public_layout.rename_markers(aside, model.quiet)
+        write_json(aside / CONFIG, config)
+        if model.quiet and layout == "quietserve":
+            write_json(aside / QUIET_CONFIG, model.quiet.to_dict())
+            save_file(thinking, aside / QUIET_TENSORS)
 
 
-def _thinking_state(model: QuietModel) -> dict[str, Tensor]:
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _folder(path: str | Path) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise CheckpointError(f"{path}: no such checkpoint folder")
-    from huggingface_hub import snapshot_download  # slow to import, and wanted only here
-
-    try:
-        return Path(snapshot_download(str(path)))
-    except Exception as error:  # the hub's client raises many kinds, and none of them is of use to the caller
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: neither a folder nor a model the hub gives: {reason}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: missing") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: holds {type(values).__name__}, not an object")
-    return values
-
-
-def _check_files(folder: Path) -> None:
-    """Open every tensor file once: a truncated one is named before anything is built."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        wanted = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in wanted if not (folder / name).exists()]
+def _check_layout(model: QuietModel, layout: Layout, allow_loss: bool, folder: Path) -> None:
+    if layout != "quietserve" and is_quantized(model.backbone.lm):
+        reason = f"its layers are quantised by bitsandbytes, which the {layout} layout is not for; convert the original"
+    elif layout == "public" and model.quiet is None:
+        reason = "the model does not think, and the public layout is for those that do; the plain one has room for it"
+    elif layout == "public" and model.quiet and not allow_loss and (lost := public_layout.losses(model.quiet)):
+        reason = f"the public layout has no place for {', '.join(lost)}"
     else:
-        missing = [] if (folder / "model.safetensors").exists() else ["model.safetensors"]
-    if missing:
-        raise CheckpointError(f"{folder / missing[0]}: missing")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: damaged or truncated: {error}") from error
+        return
+    raise CheckpointError(f"{folder}: not saved: {reason}")
+
+
+def _parts(
+    model: QuietModel, state: Mapping[str, Tensor] | None, folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the language model under its own names, where they are, and copies of the rest under ours, on the CPU.
+
+    Tied tensors are there once: a state gathered from several machines may hold each a copy of its own.
+    """
+    own = model.state_dict()
+    tied: Mapping[str, str] = model.backbone.lm.all_tied_weights_keys
+    if state is not None:
+        if is_quantized(model.backbone.lm):
+            raise CheckpointError(f"{folder}: not saved: a quantised model can be saved only with its own tensors")
+        for name in sorted((own.keys() ^ state.keys()) - {_LM + name for name in tied}):
+            raise CheckpointError(
+                f"{folder}: not saved: tensor {name!r} is {'missing' if name in own else 'not expected'}"
+            )
+        own = state
+    lm = {name.removeprefix(_LM): value.detach() for name, value in own.items() if name.startswith(_LM)}
+    lm = {name: value for name, value in lm.items() if tied.get(name) not in lm}
+    rest = {name: value.detach().cpu().clone().contiguous() for name, value in own.items() if not name.startswith(_LM)}
+    return lm, rest
 
 
 def _load_lm(
@@ -186,30 +202,47 @@ def _load_lm(
         options = loading_options(quantization, config.get("quantization_config"), device)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    if dtype == "auto" and device == "cpu":
-        dtype = "float32"  # half precision is slow or inexact on most CPUs
+    settings = dict(config)
+    if settings.get("model_type") == "quiet":
+        settings["model_type"] = "mistral"
     try:
         with quiet_libraries():
-            settings = dict(config)
-            if settings.get("model_type") == "quiet":
-                settings["model_type"] = "mistral"
             kind = settings.pop("model_type")
-            parsed = AutoConfig.for_model(kind, **settings)
             pair: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=parsed,
-                dtype=dtype,
+                config=AutoConfig.for_model(kind, **settings),
+                dtype=_dtype(folder, config, dtype, device),
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )
-            lm, report = pair
     except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: has no {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: has no {error}") from error
     except Exception as error:  # the library raises many kinds; the first line says which
-        raise CheckpointError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
-    extra = [name for name in report["unexpected_keys"] if name.startswith((_PUBLIC_HEAD, "start_embed", "end_embed"))]
+        raise CheckpointError(f"{folder}: not a causal language model: {first_line(error)}") from error
+    lm, report = pair
+    extra = _check_report(folder, report)
+    if options:
+        _settle(lm, folder)
+    return lm.to(device), extra
+
+
+def _dtype(folder: Path, config: dict[str, Any], dtype: str, device: str) -> str:
+    """The dtype for the library, whose `auto` is what `config.json` says."""
+    if dtype == "auto" and device == "cpu":
+        return "float32"  # half precision is slow or inexact on most CPUs
+    if dtype != "stored":
+        return dtype
+    if config.get("quantization_config") is not None:
+        return "auto"  # some tables of a quantised file are wider than what they scale
+    # A public marker is wider than its model, see `public_layout.tensors`.
+    return str(stored_dtype(folder, lambda name: not public_layout.is_marker(name))).removeprefix("torch.")
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> list[str]:
+    """The thinking tensors that the library did not expect. Raises CheckpointError where it found others, or lacks one."""
+    extra = [name for name in report["unexpected_keys"] if public_layout.is_thinking(name)]
     for what, names in (
         ("missing", report["missing_keys"]),
         ("not expected", set(report["unexpected_keys"]) - set(extra)),
@@ -217,16 +250,14 @@ def _load_lm(
     ):
         if names:
             raise CheckpointError(f"{folder}: tensor {sorted(names)[0]!r} is {what}")
-    if options:
-        _settle(lm, folder)
-    return lm.to(device), extra
+    return extra
 
 
 def _settle(lm: PreTrainedModel, folder: Path) -> None:
     try:
         settle(lm)
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {type(lm).__name__}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {type(lm).__name__}: {error}") from error
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -234,13 +265,13 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with quiet_libraries():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
-        raise CheckpointError(f"{folder}: no readable tokenizer: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{folder}: no readable tokenizer: {first_line(error)}") from error
 
 
 def _own_quiet(folder: Path) -> tuple[QuietConfig, dict[str, Tensor]]:
     file = folder / QUIET_CONFIG
     try:
-        quiet = QuietConfig.from_dict(_read_json(file))
+        quiet = QuietConfig.from_dict(read_json(file))
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
@@ -248,37 +279,6 @@ def _own_quiet(folder: Path) -> tuple[QuietConfig, dict[str, Tensor]]:
     if not (folder / QUIET_TENSORS).exists():
         raise CheckpointError(f"{folder / QUIET_TENSORS}: missing")
     return quiet, load_file(folder / QUIET_TENSORS)
-
-
-def _public_quiet(folder: Path, config: dict[str, Any], names: list[str]) -> tuple[QuietConfig, dict[str, Tensor]]:
-    """Markers and head of the public layout (`ezelikman/quietstar-8-ahead` and its variants), under our names."""
-    for field, known in _PUBLIC_FLAGS.items():
-        if field in config and config[field] not in known:
-            raise CheckpointError(f"{folder / 'config.json'}: {field} is {config[field]!r}; only {known} is supported")
-    stored = _read_tensors(folder, names)
-    tensors = {}
-    for name in ("start_embedding", "end_embedding"):
-        if name not in stored:
-            raise CheckpointError(f"{folder}: tensor {name!r} is missing")
-        tensors[name] = stored.pop(name)[0].float() * _PUBLIC_SCALE
-    tensors |= {"mixing_head.layers." + name.removeprefix(_PUBLIC_HEAD): value for name, value in stored.items()}
-    # max_thoughts is n_ahead + 2 in the public checkpoints, and n_ahead counts START, END and one predicted token.
-    max_thoughts = config.get("max_thoughts", 10)
-    if type(max_thoughts) is not int:
-        raise CheckpointError(f"{folder / 'config.json'}: max_thoughts is {max_thoughts!r}; it must be a whole number")
-    return QuietConfig(
-        thought_depth=max(max_thoughts - 5, 0),
-        mixing_layers=3 if any(name.startswith("mixing_head.layers.4.") for name in tensors) else 1,
-        mixing_input="both" if config.get("use_concat_talk_head", True) else "thought",
-    ), tensors
-
-
-def _read_tensors(folder: Path, names: list[str]) -> dict[str, Tensor]:
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in set(opened.keys()) & set(names)}
-    return found
 
 
 def _eos_ids(lm: PreTrainedModel) -> list[int]:

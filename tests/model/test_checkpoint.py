@@ -1,9 +1,21 @@
 """Checkpoints: what is saved loads, the public layout loads as it is, and everything broken is named."""
 
+import errno
+import itertools
 import json
+import os
+import random
+import resource
 import shutil
+import signal
+import sys
+import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +26,10 @@ import tiny
 from quietserve.model import checkpoint
 from quietserve.model.cache import Cache
 from quietserve.model.checkpoint import CheckpointError
+from quietserve.model.checkpoint_folder import find
 from quietserve.model.config import QuietConfig, SamplingParams
 from quietserve.model.decode import Decoder, generate
+from quietserve.model.quiet_model import QuietModel
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +317,244 @@ def test_a_model_that_keeps_more_than_keys_and_values_is_refused(tmp_path: Path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="Lfm2ForCausalLM is not supported: its hidden states through a cache"):
         checkpoint.load(tmp_path)
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+OLD = {"quiet": QuietConfig(thought_depth=3), "seed": 1}
+NEW = {"quiet": QuietConfig(mixing_layers=1, mixing_input="thought"), "seed": 2}
+
+
+def old_checkpoint(folder: Path) -> None:
+    """Several files of tensors and a chat template: the new one has neither, and a mixture would not be hard to make."""
+    checkpoint.save(tiny.quiet_model(**OLD), tiny.tokenizer(), folder, max_shard_size="20KB")
+    (folder / "log.jsonl").write_text("{}\n")
+
+
+@cache
+def new_model() -> QuietModel:
+    return tiny.quiet_model(**NEW)
+
+
+def save_new(folder: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    checkpoint.save(new_model(), tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old") / "checkpoint"
+    old_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("new") / "checkpoint"
+    save_new(folder)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def which(folder: Path, old: Path, new: Path) -> str:
+    """Which of the two `load` would read in the folder, down to the last byte; fails for anything between."""
+    rest = ("log.jsonl", ".partial/", ".saved/")
+    found = {name: data for name, data in content(find(folder)).items() if not name.startswith(rest)}
+    if found == content(new):
+        return "new"
+    assert found == {name: data for name, data in content(old).items() if name != "log.jsonl"}
+    return "old"
+
+
+def in_child(work: Callable[[], object], patience: float | None = None) -> int:
+    """Do it in a copy of this process, killed after so many seconds; its exit code, or minus the signal that ended it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # this process may have threads, of which the copy needs none
+        child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    if patience is not None:
+        time.sleep(patience)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def keep_every_state(folder: Path, states: Path) -> None:
+    """Copy the folder, from now on, before each name that is made, changed or removed: what `kill -9` would leave there."""
+    numbers, busy = itertools.count(), False
+
+    def look(event: str, _: object) -> None:
+        nonlocal busy
+        if not busy and event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"):
+            busy = True
+            shutil.copytree(folder, states / f"{next(numbers):03}")
+            busy = False
+
+    sys.addaudithook(look)  # for as long as this process lives
+
+
+def test_killed_between_any_two_steps_it_leaves_the_old_or_the_new(old: Path, new: Path, tmp_path: Path) -> None:
+    folder, states = Path(shutil.copytree(old, tmp_path / "checkpoint")), tmp_path / "states"
+    states.mkdir()
+    assert in_child(lambda: (keep_every_state(folder, states), save_new(folder))) == 0
+    found = [which(state, old, new) for state in sorted(states.iterdir())]
+    change = found.index("new")
+    assert change > 1
+    assert len(found) > change + 20
+    assert found == ["old"] * change + ["new"] * (len(found) - change)
+    for state in states.iterdir():
+        assert (state / "log.jsonl").exists()
+        shutil.rmtree(
+            state / ".saved", ignore_errors=True
+        )  # for those who do not know of it, nothing passes for whole either
+        assert not (state / "config.json").exists() or which(state, old, new)
+
+
+def test_a_checkpoint_not_yet_in_place_loads(old: Path, tmp_path: Path) -> None:
+    """Killed before the last of its files has been moved."""
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+
+    def die(source: Path, target: Path, replace: Callable[[Path, Path], None] = os.replace) -> None:
+        if target == folder / "config.json":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    def save() -> None:
+        os.replace = die
+        save_new(folder)
+
+    assert in_child(save) == -signal.SIGKILL
+    assert not (folder / "config.json").exists()
+    loaded = checkpoint.load(folder)
+    assert loaded.name == "checkpoint"
+    assert loaded.model.quiet == NEW["quiet"]
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in new_model().state_dict().items())
+    old_checkpoint(folder)
+    assert content(folder) == content(old)
+
+
+def test_killed_at_any_moment_it_leaves_the_old_or_the_new(old: Path, new: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+    begin = time.monotonic()
+    save_new(folder)
+    duration = time.monotonic() - begin
+    moments = random.Random(0)
+    for _ in range(15):
+        # Over what a killed one left, too; two in a row of the same show nothing.
+        save = old_checkpoint if which(folder, old, new) == "new" else save_new
+        in_child(lambda save=save: save(folder), moments.uniform(0, 1.2 * duration))
+        which(folder, old, new)
+    save_new(folder)
+    assert content(folder).keys() == {*content(new), "log.jsonl"}
+
+
+@pytest.mark.parametrize("room", [0, 200, 6_000, 60_000])
+def test_a_full_disk_leaves_what_was_there(room: int, old: Path, tmp_path: Path) -> None:
+    """No file may grow beyond the room: EFBIG where a full disk gives ENOSPC, from the same calls."""
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+
+    def save() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        for place in (folder, tmp_path / "fresh"):
+            with pytest.raises(CheckpointError, match=rf"^{place}: not saved: .*File too large[^\n]*$"):
+                save_new(place)
+
+    assert in_child(save) == 0
+    assert content(folder) == content(old)
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_saving_over_another_checkpoint_removes_that_one_alone(old: Path, new: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    save_new(folder)
+    assert content(folder) == content(new) | {"log.jsonl": b"{}\n"}
+
+
+def test_without_links_it_copies(old: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+    save_new(folder)
+    assert which(folder, old, new) == "new"
+
+
+def test_what_cannot_be_put_in_place_is_said_to_be_saved(
+    old: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", fail)
+        full.setattr(shutil, "copyfile", fail)
+        with pytest.raises(CheckpointError, match=r"checkpoint: saved, but left in \.saved: .*No space left"):
+            save_new(folder)
+    assert which(folder, old, new) == "new"
+
+
+def test_an_interrupt_leaves_what_was_there(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    folder = Path(shutil.copytree(old, tmp_path / "checkpoint"))
+    with pytest.raises(KeyboardInterrupt):
+        save_new(folder)
+    assert content(folder) == content(old)
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file: not saved: .*File exists"):
+        save_new(tmp_path / "file")
+
+
+def test_who_may_read_the_config_may_read_the_tensors(saved: Path) -> None:
+    assert len({file.stat().st_mode for file in saved.iterdir()}) == 1
+
+
+# A state gathered elsewhere: the model itself may hold no numbers at all.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_given_state_is_saved_in_place_of_the_models_own(tied: bool, tmp_path: Path) -> None:
+    model = tiny.quiet_model(tiny.config(tie_word_embeddings=tied), seed=5)
+    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}  # tied ones as copies
+    checkpoint.save(model.to("meta"), tiny.tokenizer(), tmp_path, state=state)
+    loaded = checkpoint.load(tmp_path, "stored").model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tied
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop("start_embedding"), "'start_embedding' is missing"),
+        (lambda state: state.pop("backbone.lm.model.norm.weight"), r"'backbone\.lm\.model\.norm\.weight' is missing"),
+        (lambda state: state.update(stray=torch.ones(1)), "'stray' is not expected"),
+    ],
+)
+def test_a_given_state_must_be_whole(change: Callable[[Any], object], reason: str, tmp_path: Path) -> None:
+    model = tiny.quiet_model()
+    state = dict(model.state_dict())
+    change(state)
+    with pytest.raises(CheckpointError, match=f"not saved: tensor {reason}"):
+        checkpoint.save(model, tiny.tokenizer(), tmp_path / "out", state=state)
+    assert not (tmp_path / "out").exists()
