@@ -5,7 +5,7 @@ number of them: each takes every n-th text of the batch, noise is keyed by the t
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,16 +97,17 @@ class Processes:
         """The forward's arithmetic."""
         return self._accelerator.autocast()
 
-    def backward(self, loss: Tensor, model: nn.Module, last: bool) -> None:
-        """Add this process's gradients; behind the `last` part of a step they are those of the sum over processes."""
-        scaled = loss * self.size  # what is exchanged is a mean
+    @contextmanager
+    def part(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """A forward and `backward` of part of a step: gradients are exchanged behind the `last` one alone."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        if last or self.size == 1 or self.shard:
-            scaled.backward()
-            return
-        with self._accelerator.no_sync(model):
-            scaled.backward()
+        with nullcontext() if last or self.size == 1 or self.shard else self._accelerator.no_sync(model):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients; those of all processes add up."""
+        (loss * self.size).backward()  # what is exchanged is a mean
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over processes."""

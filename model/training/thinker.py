@@ -5,7 +5,7 @@ markers the weight dies and nothing is left to reinforce. Quiet-STaR (arXiv 2403
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ class ThinkerConfig:
 
 
 def open_thinker(base: str | Path, config: ThinkerConfig, device: str = "cpu") -> Loaded:
-    """Load a base; one that thinks already goes on with its own markers, head and stops.
+    """Load a base; one that thinks already goes on with its own markers, head and stops, to the depth that is trained.
 
     Raises CheckpointError for a base that cannot be loaded or has no room for markers.
     """
     loaded = checkpoint.load(base, config.dtype, device, config.quantization)
-    thinks = loaded.model.quiet is not None
-    model = loaded.model if thinks else _give_thoughts(loaded, config)
+    model = loaded.model
+    if model.quiet is None:
+        model = _give_thoughts(loaded, config)
+    else:
+        model.quiet = replace(model.quiet, thought_depth=config.depth)
     if config.gradient_checkpointing:
         lm: Any = model.backbone.lm  # the method's name changed within the versions we take
         getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -69,7 +69,7 @@ class Trainer:
         self._config, self._opening, self._looping = config, opening, looping
         self._processes, self._folder = processes, folder
         self.loaded = open_thinker(config.base, opening, str(processes.device))
-        thinking = replace(thinking, pause_token=_pause_token(self.loaded))
+        thinking = replace(thinking, pause_token=pause_token(self.loaded))
         self._choose_what_learns(thinking)
         layers = decoder_layers(self.loaded.model.backbone.lm)
         self.model = processes.spread(Objective(self.loaded.model, thinking), layers, "sample")
@@ -104,10 +104,10 @@ class Trainer:
         counts_3 = self._processes.total(counts_3).clamp(min=1e-9)
         found: list[Sums] = []
         for number, (part, thoughts) in enumerate(zip(parts, sampled, strict=True), 1):
-            with self._processes.precision():
-                sums = self.model(part, thoughts)
-            loss = (sums.losses_3 / counts_3 * self._objective.shares_3).sum()
-            self._processes.backward(loss, self.model, last=number == len(parts))
+            with self._processes.part(self.model, last=number == len(parts)):
+                with self._processes.precision():
+                    sums = self.model(part, thoughts)
+                self._processes.backward((sums.losses_3 / counts_3 * self._objective.shares_3).sum())
             found.append(sums)
         if sampled[0] and step % self._looping.log_every == 0:
             self._note_thoughts(step, parts[0], sampled[0], found[0].rewards_BM)
@@ -180,7 +180,7 @@ class Trainer:
                 file.write(json.dumps(told) + "\n")
 
 
-def _pause_token(loaded: Loaded) -> int:
+def pause_token(loaded: Loaded) -> int:
     """A token that says nothing and does not end a thought."""
     pad, model = loaded.tokens.tokenizer.pad_token_id, loaded.model
     spoken = model.stop_ids | set(model.hidden_ids.tolist())

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
 from quietserve.model.training import quiet_star
+from quietserve.model.training.batches import Batch
 from quietserve.model.training.thinker import ThinkerConfig, open_thinker
 from quietserve.model.training.trainer import Trainer
 
@@ -135,6 +138,22 @@ def test_adapters_are_kept_as_peft_reads_them(plain: Path, corpus: Path, tmp_pat
     assert not torch.allclose(before, merged, atol=1e-3)
 
 
+@contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs inside end in the middle of a step."""
+    right = Trainer.take_step
+
+    def die(self: Trainer, number: int, batch: Batch) -> dict[str, float]:
+        if number == step:
+            raise KeyboardInterrupt
+        return right(self, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 @pytest.mark.parametrize("data", ["problems", "text"])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(
     data: str, base: Path, plain: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -147,18 +166,8 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
         return quiet_star.main([*what, "--out", str(tmp_path / folder), "--steps", "6", *SMALL, *flags])
 
     assert run("whole") == 0
-    right, left = Trainer.take_step, [5]
-
-    def killed(self: Trainer, *args: object) -> object:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return right(self, *args)  # pyright: ignore[reportArgumentType]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run("parts")
+    with killed_at(4, monkeypatch):
+        run("parts")
     assert run("parts", "--resume") == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -166,23 +175,26 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
 
 
-def test_two_processes_do_what_one_does(base: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With copies of the weights or parts of them: losses, gradients' norms, weights; and one goes on where the other was."""
 
     def run(folder: str, *flags: str) -> list[str]:
         return ["--base", str(base), "--out", str(tmp_path / folder), "--steps", "4", *SMALL, *flags]
 
     assert quiet_star.main(run("one")) == 0
-    half = tmp_path / "half"
-    assert quiet_star.main(run("half", "--save-every", "3")) == 0
-    go_on = ["--resume", "--save-every", "3"]
+    with killed_at(3, monkeypatch):
+        quiet_star.main(run("half"))
     in_two_processes(
-        run("copied"), run("split", "--shard"), run("adapted", "--shard", "--lora", "2"), [*run("half"), *go_on]
+        run("copied"),
+        run("in-parts", "--micro-batch", "1"),
+        run("split", "--shard", "--micro-batch", "1"),
+        run("adapted", "--shard", "--lora", "2"),
+        run("half", "--resume"),
     )
     assert quiet_star.main(run("adapted-one", "--lora", "2")) == 0
-    for folder, alone in (("copied", "one"), ("split", "one"), ("adapted", "adapted-one"), ("half", "one")):
-        check_alike(tmp_path / alone, tmp_path / folder)
-    assert half.exists()
+    for folder in ("copied", "in-parts", "split", "half"):
+        check_alike(tmp_path / "one", tmp_path / folder)
+    check_alike(tmp_path / "adapted-one", tmp_path / "adapted")
 
 
 def check_alike(alone: Path, together: Path) -> None:
