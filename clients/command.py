@@ -17,6 +17,7 @@ SUMMARIES = {
     "bench": "measure how fast it decodes, beside other ways of doing the same",
     "evaluate": "measure a checkpoint's accuracy at several thought depths",
     "convert": "write a checkpoint in another layout: ours, the public one, or a plain language model",
+    "report": "draw a training run",
 }
 
 

@@ -13,7 +13,7 @@ from ..checkpoint import Loaded
 from ..mixing import MixingHead
 from ..sampling import sample_thoughts
 from ..thoughts import Choose, Thought
-from .scoring import choose_by_noise
+from .evaluation.scoring import choose_by_noise
 from .tasks import Problem
 
 Thoughts = Mapping[tuple[int, int], Sequence[int]]  # (seed, position) to tokens

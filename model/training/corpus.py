@@ -7,7 +7,7 @@ and any number of processes, each of which reads everything and takes its own te
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, IterableDataset, disable_progress_bars, load_dataset
 from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,8 @@ class Corpus:
     ) -> None:
         self._documents, self._column, self._tokenizer = documents, column, tokenizer
         self._length, self._size, self._packing, self._seed = length, size, packing, seed
-        self._eos: list[int] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        eos: Any = tokenizer.eos_token_id
+        self._eos = [] if eos is None else [int(eos)]
         self._pass, self._read, self._left = 0, 0, list[int]()
         self._windows = self._cut()
 
@@ -112,15 +113,15 @@ def open_documents(name: str, split: str = "train", streaming: bool = False) -> 
     Raises CorpusError for what is not there, cannot be read or is empty.
     """
     disable_progress_bars()
-    path = Path(name)
+    path, load = Path(name), cast(Any, load_dataset)
     try:
         if path.exists():
             kind, files = _files(path)
             options = {"sample_by": "paragraph"} if kind == "text" else {}
-            found = load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming, **options)
+            found = load(kind, data_files={"train": files}, split="train", streaming=streaming, **options)
         else:
             hub, _, part = name.partition(":")
-            found = load_dataset(hub, part or None, split=split, streaming=streaming)
+            found = load(hub, part or None, split=split, streaming=streaming)
         first = next(iter(found), None)
     except CorpusError:
         raise
@@ -150,4 +151,5 @@ def _shuffle(documents: Dataset | IterableDataset, seed: int) -> Dataset | Itera
 def _from(documents: Dataset | IterableDataset, number: int) -> Iterable[dict[str, Any]]:
     if isinstance(documents, IterableDataset):
         return documents.skip(number)
-    return documents.select(range(number, len(documents))) if number < len(documents) else []
+    rest: Any = documents.select(range(number, len(documents))) if number < len(documents) else []
+    return rest

@@ -187,8 +187,9 @@ class Log(AbstractContextManager["Log"]):
         """Add a line."""
         self._file.write(json.dumps({"step": step, **facts}) + "\n")
         self._file.flush()
-        for name, value in facts.items() if self._board else ():
-            self._board.add_scalar(name, value, step)
+        if self._board:
+            for name, value in facts.items():
+                self._board.add_scalar(name, value, step)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -64,7 +64,7 @@ class Lora:
         config.task_type = "CAUSAL_LM"
         if isinstance(config.target_modules, str):
             config.target_modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in own})
-        config.save_pretrained(folder / ADAPTER)
+        config.save_pretrained(str(folder / ADAPTER))
         tensors = {f"base_model.model.{name}": value.contiguous() for name, value in own.items()}
         save_file(tensors, folder / ADAPTER / "adapter_model.safetensors")
 

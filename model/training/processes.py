@@ -111,7 +111,10 @@ class Processes:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over processes."""
-        return self._accelerator.reduce(values.to(self.device), "sum") if self.size > 1 else values
+        if self.size == 1:
+            return values
+        total: Any = self._accelerator.reduce(values.to(self.device), "sum")
+        return total
 
     def clip(self, model: nn.Module, largest: float) -> float:
         """Scale the whole gradient to a norm of at most `largest`; returns the norm it had."""
@@ -125,7 +128,8 @@ class Processes:
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """All weights, trained or not, whole and on the CPU; empty outside the main process."""
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return weights
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Take a `state` up again."""

@@ -24,9 +24,9 @@ import transformers
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..thoughts import Choose
-from . import pretrain, quiet_star
+from . import pretrain, quiet_star, study_plot
 from .controls import Always, Recorder, Thoughts, forced, is_right, ordinary_tokens, reasons, scrambled, swapped
-from .evaluate import evaluate
+from .evaluation.evaluate import evaluate
 from .loop import write_aside
 from .study_table import markdown
 from .tasks import FAMILIES, MAX_STEPS, Problem, problems
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = summarise(args, sys.argv[1:] if argv is None else argv)
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
+        study_plot.plot(summary, args.results.with_suffix(".png"))
     print(markdown(summary))
     return 0
 
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=2000, help="held-out problems a family (%(default)s)")
     add("--positions", type=int, default=12, help="tokens of a text whose perplexity is measured (%(default)s)")
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
-    add("--results", type=Path, help="write every report here as one JSON file")
+    add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     add("--pretrain", default="", metavar="FLAGS", help="in quotes: further flags of `train pretrain`")
     add("--quiet-star", default="", metavar="FLAGS", help="in quotes: further flags of `train quiet-star`")

@@ -6,35 +6,39 @@ from typing import Any
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Accuracy by depth: the mean over families, then mean and standard deviation over seeds; and by family at its best."""
+    """Accuracy by depth, the mean over families, of every row; below it the trained model by family."""
     depths = [str(depth) for depth in summary["depths"]]
-    lines = [f"| | seeds | {' | '.join(f'depth {depth}' for depth in depths)} |", "|---" * (len(depths) + 2) + "|"]
-    for row, reports in _by_row(summary).items():
-        cells = [_spread([_mean(report, depth) for report in reports]) for depth in depths]
-        lines.append(f"| {row} | {len(reports)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    by_row = reports_by_row(summary)
+    every = {f"{row} ({len(found)})": [family_means(r) for r in found] for row, found in by_row.items()}
+    trained = by_row.get("quiet-star", [])
+    families = trained[0]["tasks"] if trained else ()
+    by_family = {
+        name: [{d: cell["value"] for d, cell in r["tasks"][name]["generated"].items()} for r in trained]
+        for name in families
+    }
+    return "\n\n".join([_table("row (seeds)", every, depths), _table("quiet-star", by_family, depths)])
 
 
-def by_family(summary: dict[str, Any], row: str = "quiet-star") -> str:
-    """One row's accuracy by family and depth."""
-    depths = [str(depth) for depth in summary["depths"]]
-    reports = _by_row(summary)[row]
-    lines = [f"| | {' | '.join(f'depth {depth}' for depth in depths)} |", "|---" * (len(depths) + 1) + "|"]
-    for name in reports[0]["tasks"]:
-        cells = [_spread([r["tasks"][name]["generated"][depth]["value"] for r in reports]) for depth in depths]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _by_row(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def reports_by_row(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Reports of all seeds by the name of their row."""
     found: dict[str, list[dict[str, Any]]] = {}
     for report in summary["rows"]:
         found.setdefault(report["row"], []).append(report)
     return found
 
 
-def _mean(report: dict[str, Any], depth: str) -> float:
-    return mean(metrics["generated"][depth]["value"] for metrics in report["tasks"].values())
+def family_means(report: dict[str, Any]) -> dict[str, float]:
+    """Depth to accuracy, the mean over families."""
+    cells = [metrics["generated"] for metrics in report["tasks"].values()]
+    return {depth: mean(cell[depth]["value"] for cell in cells) for depth in cells[0]}
+
+
+def _table(corner: str, rows: dict[str, list[dict[str, float]]], depths: Sequence[str]) -> str:
+    """Means over seeds with their standard deviation."""
+    lines = [f"| {corner} | {' | '.join(f'depth {depth}' for depth in depths)} |", "|---" * (len(depths) + 1) + "|"]
+    for name, seeds in rows.items():
+        lines.append(f"| {name} | {' | '.join(_spread([seed[depth] for seed in seeds]) for depth in depths)} |")
+    return "\n".join(lines)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,0 +1,121 @@
+"""`quietserve report`: a training run as one picture. Needs the optional package `matplotlib`."""
+
+import argparse
+import importlib
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import run
+from .evaluation import plot as evaluation_plot
+from .loop import LOG_FILE
+from .trainer import THOUGHTS_FILE
+
+EVALUATION = "evaluation.json"  # looked for in the run's folder
+WIDTH = 46  # letters of a line of a thought
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve report`."""
+    return run(_parser(), report, argv)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Draw what the run's folder holds. Raises ValueError for a folder that is no run's."""
+    if not evaluation_plot.available():
+        raise ValueError("this needs matplotlib: pip install 'quietserve[train]'")
+    log = _lines(args.run / LOG_FILE)
+    if not log:
+        raise ValueError(f"{args.run / LOG_FILE}: has no line yet")
+    thoughts = _lines(args.run / THOUGHTS_FILE) if (args.run / THOUGHTS_FILE).exists() else []
+    out = args.out or args.run / "report.png"
+    draw(args.run.name, log, thoughts, _evaluation(args), out)
+    print(out)
+
+
+def draw(
+    name: str,
+    log: Sequence[dict[str, float]],
+    thoughts: Sequence[dict[str, Any]],
+    evaluation: dict[str, Any] | None,
+    file: Path,
+) -> None:
+    """Write a PNG: losses, reward, entropy, mixing weight and thoughts over time; accuracy and gains where they were measured."""
+    matplotlib: Any = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(2, 4, figsize=(19, 8), layout="constrained")
+    _curves(axes[0, 0], log, {"base_nll": "without thoughts", "mixed_nll": "behind thoughts"}, "loss, nats a token")
+    _curves(axes[0, 1], log, {"reward": "reward"}, "nats that a thought gains")
+    _curves(axes[0, 2], log, {"weight": "mixing weight", "ended": "thoughts that end themselves"}, "mean, share")
+    _curves(
+        axes[0, 3], log, {"entropy": "of a thought's tokens, nats", "length": "tokens of a thought"}, "entropy, length"
+    )
+    if evaluation:
+        evaluation_plot.draw_accuracy(axes[1, 0], evaluation)
+        evaluation_plot.draw_tenths(axes[1, 1], evaluation)
+    shown = [("first thoughts", thoughts[:3]), ("last thoughts", thoughts[-3:])]
+    for panel, (title, some) in zip(axes[1, 2:], shown, strict=True):
+        _write_thoughts(panel, title, some)
+    for panel in axes.flat:
+        if not panel.has_data():
+            panel.set_axis_off()
+    figure.suptitle(name)
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _curves(axes: Any, log: Sequence[dict[str, float]], names: dict[str, str], label: str) -> None:
+    for key, told in names.items():
+        points = [(line["step"], line[key]) for line in log if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=told)
+    axes.set(xlabel="step", ylabel=label)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _write_thoughts(axes: Any, title: str, thoughts: Sequence[dict[str, Any]]) -> None:
+    parts = [
+        f"step {each['step']}, reward {each['reward']:+.2f}\n"
+        + textwrap.fill(f"...{each['text'][-90:]!r}", WIDTH)
+        + "\n"
+        + textwrap.fill(f"thinks {each['thought']!r} before {each['next']!r}", WIDTH)
+        for each in thoughts
+    ]
+    text = "\n\n".join(parts).replace("$", r"\$")  # a formula, to matplotlib
+    axes.text(0, 1, text, va="top", family="monospace", fontsize="small", transform=axes.transAxes)
+    axes.set_title(title if thoughts else "")
+
+
+def _evaluation(args: argparse.Namespace) -> dict[str, Any] | None:
+    file = args.evaluation or args.run / EVALUATION
+    if not args.evaluation and not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from error
+    if not {"tasks", "depths"} <= found.keys():
+        raise ValueError(f"{file}: is no report of `quietserve evaluate`")
+    return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as lines of JSON: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quietserve report", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("kind", choices=["quiet-star"], help="what was trained")
+    add("run", type=Path, help="the folder of a run")
+    add("--evaluation", type=Path, metavar="FILE", help=f"what `quietserve evaluate --out` wrote (RUN/{EVALUATION})")
+    add("--out", type=Path, metavar="FILE", help="the picture (RUN/report.png)")
+    return parser

@@ -1,0 +1,79 @@
+"""Word problems whose answer is a number, in the shape of GSM8K."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from .item import Wording
+
+MARK = "####"
+# A minus behind a digit or a bracket takes away; anywhere else it is part of the number.
+_NUMBER = re.compile(r"(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A question whose answer is a number, and its worked solution."""
+
+    source: str
+    question: str
+    solution: str  # ends in "#### 72"
+    answer: str  # one spelling of the number: "1000" for "1,000.0"
+    wording: Wording
+
+    choices = None
+    reasoning = None
+    num_steps = None
+
+    @property
+    def prompt(self) -> str:
+        """The question, to be answered at once."""
+        return self.wording.ask(self.question)
+
+    @property
+    def reasoning_prompt(self) -> str:
+        """The question, to be answered step by step."""
+        return self.wording.ask_to_reason(self.question)
+
+    @property
+    def reasoning_stop(self) -> tuple[str, ...]:
+        """The beginning of another question."""
+        return self.wording.stop
+
+    @property
+    def document(self) -> str:
+        """The question and its worked solution."""
+        return f"{self.prompt} {self.solution}"
+
+    def verify(self, text: str) -> bool:
+        """Whether the number that `text` comes to is the right one."""
+        return self.extract(text) == self.answer
+
+    def extract(self, text: str) -> str | None:
+        """The first number behind the last "####"; without that mark, the last number."""
+        _, mark, behind = text.rpartition(MARK)
+        found = _NUMBER.findall(behind)
+        return normalise(found[0 if mark else -1]) if found else None
+
+
+def normalise(number: str) -> str:
+    """One spelling of a number: no currency, no thousands' commas, no needless zeros."""
+    value = Decimal(number.replace(",", "").replace("$", ""))
+    plain = format(value, "f")
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    sign, digits = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
+    digits = digits.lstrip("0") or "0"
+    digits = "0" + digits if digits.startswith(".") else digits
+    return digits if digits == "0" else sign + digits
+
+
+def read_numeric(record: dict[str, Any], source: str, wording: Wording) -> Numeric:
+    """An item from `{"question": ..., "answer": "... #### 72"}`. Raises ValueError saying what is wrong with it."""
+    question, solution = record.get("question"), record.get("answer")
+    if not isinstance(question, str) or not isinstance(solution, str):
+        raise ValueError("`question` and `answer` must both be texts")
+    _, mark, behind = solution.rpartition(MARK)
+    if not mark or not _NUMBER.fullmatch(behind.strip()):
+        raise ValueError(f"`answer` must end in {MARK} and a number, as in '{MARK} 72'; it ends in {solution[-20:]!r}")
+    return Numeric(source, question.strip(), solution.strip(), normalise(behind.strip()), wording)
