@@ -29,7 +29,8 @@ QUESTIONS = [
     "Where is the dial now?\nAnswer:",
     "Question: Mary has 4 apples. She buys 3 more on Monday. She doubles them on Tuesday. "
     "How many apples does Mary have now?\nAnswer:",
-    "Question: Anna has the ball. Ben and Carl have nothing. Anna and Ben swap on Monday. Who has the ball now?\nAnswer:",
+    "Question: Anna has the ball. Ben, Carl, Dora, Emma and Fred have nothing. Anna and Ben swap on Monday. "
+    "Who has the ball now?\nAnswer:",
 ]
 DEPTHS = (0, 0, 2, 4, 8, 12, 16)
 REFUSALS = {400: None, 404: None, 413: "request_too_large", 503: "queue_full", 504: "request_timeout"}

@@ -2,7 +2,9 @@
 
 from ..client import Client
 
-QUESTION = "Anna has the ball. Ben and Carl have nothing. Anna and Ben swap on Monday. Who has the ball now?"
+QUESTION = (
+    "Anna has the ball. Ben, Carl, Dora, Emma and Fred have nothing. Anna and Ben swap on Monday. Who has the ball now?"
+)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-METHODS = {"pretrain": ".pretrain", "quiet-star": ".quiet_star", "study": ".study"}
+METHODS = {"pretrain": ".pretrain", "quiet-star": ".quiet_star", "study": ".study", "cost": ".cost"}
 USAGE = f"usage: quietserve train {{{','.join(METHODS)}}} [arguments]; --help after a method lists its own"
 
 

@@ -1,6 +1,6 @@
 """Problems as documents, and the tokenizer that reads them.
 
-A document is a question and its answer, after notes, after idle talk, or straight:
+A document is a question and its answer, after notes, after notes that break off early, after idle talk, or straight:
 
     Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. Where is the dial now?
     Answer: --- Monday 6 Tuesday 0 --- 0<|endoftext|>
@@ -26,8 +26,9 @@ SPECIAL = (EOS, PAD, START, END)  # the first ids of the vocabulary
 DASH = " ---"  # opens and closes an aside; one token
 DASH_TOKEN = "\u0120---"  # its name in the vocabulary
 QUESTION_WEIGHT = 0.02  # a question can hardly be foretold, but reading it is learned from trying
+CLOSING_DASH = -3  # where it stands in a document: before the answer and the end of the text
 
-Style = Literal["direct", "notes", "idle"]
+Style = Literal["direct", "notes", "cut", "idle"]
 IDLE_WORDS = ("well", "hmm", "so", "now", "let", "me", "see", "think", "okay", "right", "maybe", "wait")
 
 CHAT_TEMPLATE = """\
@@ -59,9 +60,16 @@ def write_document(problem: Problem, style: Style, rng: random.Random) -> str:
     aside = {
         "direct": "",
         "notes": f"{DASH}{problem.working}{DASH}",
+        "cut": f"{DASH}{_break_off(problem, rng)}{DASH}",
         "idle": f"{DASH}{_idle_talk(rng)}{DASH}",
     }[style]
     return f"{write_prompt(problem)}{aside} {problem.answer}{EOS}"
+
+
+def _break_off(problem: Problem, rng: random.Random) -> str:
+    """The first words of the working, at least one and not all: what a thought is worth whose depth was too small."""
+    words = problem.working.split()
+    return "".join(f" {word}" for word in words[: rng.randrange(1, len(words))])
 
 
 def _idle_talk(rng: random.Random) -> str:
@@ -95,7 +103,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _sample_corpus() -> list[str]:
-    drawn = itertools.islice(problems("train", seed=0), 3000)
+    drawn = itertools.islice(problems("train", seed=0), 6000)
     corpus = [f"{write_prompt(problem)}{DASH}{problem.working}{DASH} {problem.answer}" for problem in drawn]
     return [*corpus, *(f" {word}" for word in IDLE_WORDS)]
 
@@ -112,15 +120,23 @@ def make_batch(
     drawn = [draw(rng, "train", FAMILIES[rng.choice(families)], rng.choice(steps)) for _ in range(size)]
     chosen = rng.choices(list(styles), weights=list(styles.values()), k=size)
     texts = [write_document(problem, style, rng) for problem, style in zip(drawn, chosen, strict=True)]
-    return collate(tokenizer, drawn, texts)
+    return collate(tokenizer, drawn, texts, chosen)
 
 
-def collate(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Problem], texts: Sequence[str]) -> Batch:
-    """Tokenise the problems' documents; of a question little counts, of what follows everything."""
+def collate(
+    tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Problem], texts: Sequence[str], styles: Sequence[Style]
+) -> Batch:
+    """Tokenise the problems' documents; of a question little counts, of what follows everything.
+
+    But not the dash that breaks notes off: a model should know what to answer behind it, not where to write it.
+    """
     rows = tokenizer(list(texts))["input_ids"]
     prompts = tokenizer([write_prompt(problem) for problem in drawn])["input_ids"]
     weights = [
         [0.0, *[QUESTION_WEIGHT] * (len(prompt) - 1), *[1.0] * (len(row) - len(prompt))]
         for row, prompt in zip(rows, prompts, strict=True)
     ]
+    for row, style in zip(weights, styles, strict=True):
+        if style == "cut":
+            row[CLOSING_DASH] = 0.0
     return pad(rows, weights, token_id(tokenizer, PAD))

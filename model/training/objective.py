@@ -10,6 +10,7 @@ G rows of a thought, S tokens foretold after it, K rows of whatever is judged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -53,6 +54,9 @@ class Sampled:
 
 
 NOTHING = -2  # a choice that was not made
+# Thoughts of one text at a time: the rows of all of them are held against all their scratch columns, most of which no row sees.
+LANES = 32
+AT_ONCE = 128  # thoughts in one forward at least: of few texts more at a time
 
 
 class Sums(NamedTuple):  # a tuple, or what shards the model would not see the tensors in it
@@ -92,24 +96,14 @@ class Objective(nn.Module):
         config, lanes = self.config, self.config.thoughts
         real_BT = batch.weights_BT[:, 1:] > 0
         per_text = (config.positions or real_BT.shape[1]) * lanes
-        cache = Cache(self.model.backbone, len(batch), batch.ids_BT.shape[1], depth, lanes=per_text)
-        hidden_BTH = self._read(batch, cache)
-        where_BJ = self._choose_positions(hidden_BTH, batch, keys)
-        flights = [
-            Thought(
-                slot,
-                position,
-                cache.lane(lane, depth),
-                depth,
-                self.model.stop_ids,
-                hash_key(key, lane),
-                wants_end=False,
-            )
-            for slot, (places, key) in enumerate(zip(where_BJ.repeat_interleave(lanes, 1).tolist(), keys, strict=True))
-            for lane, position in enumerate(places)
-        ]
-        think(self.model, cache, [t for t in flights if t.position >= 0], self._chooser())
-        return _pack(flights, batch, config.after, where_BJ.shape[1] * lanes)
+        at_once = min(per_text, max(LANES, AT_ONCE // len(batch)))
+        cache = Cache(self.model.backbone, len(batch), batch.ids_BT.shape[1], depth, lanes=at_once)
+        where_BJ = self._choose_positions(self._read(batch, cache), batch, keys)
+        flights_BM = self._launch(cache, where_BJ.repeat_interleave(lanes, 1).tolist(), keys, depth, at_once)
+        for first in range(0, per_text, at_once):
+            part = [t for flights in flights_BM for t in flights[first : first + at_once] if t.position >= 0]
+            think(self.model, cache, part, self._chooser())
+        return _pack(list(chain.from_iterable(flights_BM)), batch, config.after, where_BJ.shape[1] * lanes)
 
     def forward(self, batch: Batch, sampled: Sampled | None) -> Sums:
         """The sums of one part of a batch; without thoughts the loss of the texts alone."""
@@ -139,6 +133,26 @@ class Objective(nn.Module):
         text = (self._base_nll(base_BTH, batch) * batch.weights_BT[:, 1:]).sum()
         zero = torch.zeros_like(text)
         return Sums(torch.stack([text, zero, zero]), {}, none_BMG[..., 0])
+
+    def _launch(
+        self, cache: Cache, where_BM: list[list[int]], keys: Sequence[int], depth: int, at_once: int
+    ) -> list[list[Thought]]:
+        """Thoughts [B, M] that have yet to think; every `at_once` of a text share their lanes with the next ones."""
+        return [
+            [
+                Thought(
+                    slot,
+                    position,
+                    cache.lane(number % at_once, depth),
+                    depth,
+                    self.model.stop_ids,
+                    hash_key(key, number),
+                    wants_end=False,
+                )
+                for number, position in enumerate(places)
+            ]
+            for slot, (places, key) in enumerate(zip(where_BM, keys, strict=True))
+        ]
 
     def _read(self, batch: Batch, cache: Cache) -> Tensor:
         """Hidden states [B, T, H] of the texts, their keys and values left in the cache."""
@@ -217,7 +231,7 @@ class Objective(nn.Module):
 
     def _nll(self, hidden: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """Minus the log-probability of each target, 0 where it is not real; only real ones are computed."""
-        logprobs_K, _ = log_likelihood(self.model, hidden[real], targets[real])
+        logprobs_K, _ = log_likelihood(self.model, hidden[real], targets[real], with_entropy=False)
         return torch.zeros(real.shape, device=real.device).masked_scatter(real, -logprobs_K)
 
     def _read_by(self, sampled: Sampled) -> Tensor:

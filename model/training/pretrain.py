@@ -106,24 +106,27 @@ def lr_at(args: argparse.Namespace, step: int) -> float:
 
 
 def mixture_at(args: argparse.Namespace, step: int) -> tuple[Mapping[Style, float], range]:
-    """The shares of the three kinds of document, and the numbers of steps their problems have."""
+    """The shares of the kinds of document, and the numbers of steps their problems have."""
+    asides = 1 - args.direct
     if step >= args.steps:
-        aside = 1 - args.direct
-        return {
-            "direct": args.direct,
-            "notes": aside * args.notes,
-            "idle": aside * (1 - args.notes),
-        }, range(1, MAX_STEPS + 1)
+        notes = asides * args.notes
+        shares: dict[Style, float] = {"direct": args.direct, **_notes(args, notes), "idle": asides - notes}
+        return shares, range(1, MAX_STEPS + 1)
     longest = 1 + sum(step / args.steps >= begin for begin in args.curriculum)
-    return {"direct": args.direct, "notes": 1 - args.direct}, range(1, longest + 1)
+    return {"direct": args.direct, **_notes(args, asides)}, range(1, longest + 1)
+
+
+def _notes(args: argparse.Namespace, share: float) -> dict[Style, float]:
+    """Notes, some of which break off early."""
+    return {"notes": share * (1 - args.cut), "cut": share * args.cut}
 
 
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
     require_least(args, 0, "idle_steps")
-    require(args, "curriculum", sorted(args.curriculum) == args.curriculum, "five shares that rise")
+    require(args, "curriculum", sorted(args.curriculum) == args.curriculum, "six shares that rise")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
-    for name in ("direct", "notes"):
+    for name in ("direct", "notes", "cut"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
     for name in ("lr", "idle_lr"):
         require(args, name, getattr(args, name) > 0, "above 0")
@@ -136,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the base, the log and the state to resume from")
     add("--seed", type=int, default=0, help="same seed, same base (%(default)s)")
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
-    add("--steps", type=int, default=3400, help="steps on the main corpus (%(default)s)")
+    add("--steps", type=int, default=6000, help="steps on the main corpus (%(default)s)")
     add("--idle-steps", type=int, default=400, help="steps of the continuation with idle talk (%(default)s)")
     add("--batch", type=int, default=32, help="documents a step (%(default)s)")
     add("--lr", type=float, default=2.5e-3, help="highest learning rate on the main corpus (%(default)s)")
@@ -146,15 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--curriculum",
         type=float,
-        nargs=5,
-        default=[0.15, 0.2, 0.25, 0.3, 0.35],
+        nargs=6,
+        default=[0.1, 0.15, 0.2, 0.25, 0.3, 0.35],
         metavar="SHARE",
-        help="shares of the main corpus after which problems may have 2, 3, 4, 5, 6 steps (%(default)s)",
+        help="shares of the main corpus after which problems may have 2, 3, 4, 5, 6, 7 steps (%(default)s)",
     )
     add("--direct", type=float, default=0.3, help="share of documents that answer at once (%(default)s)")
     add("--notes", type=float, default=0.3, help="share of the continuation's asides that are notes (%(default)s)")
+    add("--cut", type=float, default=0.25, help="share of the notes that break off early (%(default)s)")
     add("--width", type=int, default=64, help="hidden size (%(default)s)")
-    add("--layers", type=int, default=3, help="decoder layers (%(default)s)")
+    add("--layers", type=int, default=4, help="decoder layers (%(default)s)")
     add("--heads", type=int, default=4, help="attention heads (%(default)s)")
     add("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families (all)")
     add("--save-every", type=int, default=200, help="steps between saved states (%(default)s)")

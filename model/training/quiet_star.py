@@ -177,9 +177,9 @@ def _add_thinking(group: argparse._ArgumentGroup) -> None:
         "--depths",
         type=int,
         nargs="+",
-        default=[4, 8, 12, 16],
+        default=[2, 4, 6, 8, 10, 12, 14, 16],
         metavar="N",
-        help="one drawn for each update (4 8 12 16)",
+        help="one drawn for each update (2 4 6 8 10 12 14 16)",
     )
     add("--after", type=int, default=3, help="true tokens foretold after a thought (%(default)s)")
     add("--beta", type=float, default=10.0, help="weight of REINFORCE (%(default)s)")

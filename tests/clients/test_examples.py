@@ -126,7 +126,7 @@ def test_many_requests(lines):
 def test_openai_sdk(lines):
     answer, thought = lines("openai_sdk")
     assert answer == "answer: Ben"
-    assert "Anna" in thought
+    assert "Monday Ben" in thought
 
 
 def test_no_example_is_forgotten():

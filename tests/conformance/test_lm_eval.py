@@ -18,7 +18,7 @@ import pytest
 
 from questions import DEEP, QUICK
 from quietserve.model.bundled import DEFAULT
-from quietserve.model.training.tasks import problems, sums, swaps
+from quietserve.model.training.tasks import problems
 
 SCRIPT = Path(__file__).parent / "scripts" / "evaluate_with_lm_eval.py"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
@@ -26,12 +26,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1
 IDS = {"tokenizer_backend": "huggingface", "tokenizer": str(DEFAULT)}  # its own tokenizer: prompts are ids
 
 SEED = 77
-ROUND = 18  # problems: three families, one to six steps
-CHOICES = {
-    "dial": [str(digit) for digit in range(10)],
-    "swaps": list(swaps.PEOPLE),
-    "sums": [str(count) for count in range(sums.MOST + 1)],
-}
+FAMILIES, STEPS = ("dial", "swaps", "sums"), range(1, 7)
+ROUND = len(FAMILIES) * len(STEPS)
 TASK = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: PROBLEMS}}
@@ -63,8 +59,8 @@ metric_list: [{metric: bits_per_byte}]
 
 
 def documents(number: int) -> Iterator[dict[str, Any]]:
-    for problem in itertools.islice(problems("held_out", seed=SEED), number):
-        choices = CHOICES[problem.family]
+    for problem in itertools.islice(problems("held_out", FAMILIES, SEED, STEPS), number):
+        choices = list(problem.answers)
         text = f"Question: {problem.question}\nAnswer: {problem.answer}"
         told = {"question": problem.question, "answer": problem.answer, "text": text}
         yield told | {"choices": choices, "label": choices.index(problem.answer)}

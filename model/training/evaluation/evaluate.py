@@ -177,7 +177,9 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
         wording=read_wording(args),
         **settings,
     )
-    report |= {"command": ["quietserve", "evaluate", *argv], "arguments": vars(args), "versions": _versions()}
+    # How it was measured; where files lie is nobody else's business.
+    arguments = {name: value for name, value in vars(args).items() if name not in ("model", "out", "png", "json")}
+    report |= {"command": ["quietserve", "evaluate", *argv], "arguments": arguments, "versions": _versions()}
     print(json.dumps(report, default=str) if args.json else table(report))
     if args.out:
         write_aside(args.out, lambda file: file.write_text(json.dumps(report, default=str, indent=1) + "\n"))

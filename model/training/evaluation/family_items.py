@@ -4,13 +4,11 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from ..documents import DASH, write_prompt
-from ..tasks import FAMILIES, MAX_STEPS, Problem, problems
+from ..tasks import FAMILIES, Problem, problems
 
 NUM_DISTRACTORS = 4  # with the right answer five choices, as many as CommonsenseQA gives
-_SAMPLES = 64  # problems of each number of steps whose answers are gathered
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,8 @@ def draw_items(family: str, n: int, seed: int) -> list[FamilyItem]:
 
 
 def _choices(problem: Problem, seed: int) -> tuple[str, ...]:
-    """The right answer and other answers of the family that are wrong here, in no telling order."""
+    """The right answer and others that the question admits, in no telling order."""
     rng = random.Random(f"choices/{seed}/{problem.question}")
-    verify = FAMILIES[problem.family].verify
-    wrong = [answer for answer in answers(problem.family) if not verify(problem, answer)]
+    wrong = [answer for answer in problem.answers if answer != problem.answer]
     chosen = [problem.answer, *rng.sample(wrong, min(NUM_DISTRACTORS, len(wrong)))]
     return tuple(rng.sample(chosen, len(chosen)))
-
-
-@lru_cache
-def answers(family: str) -> tuple[str, ...]:
-    """Answers that a family gives: those seen in a few hundred of its problems, sorted."""
-    rng = random.Random(f"answers/{family}")
-    steps = range(1, MAX_STEPS + 1)
-    return tuple(sorted({FAMILIES[family].sample(rng, number).answer for number in steps for _ in range(_SAMPLES)}))

@@ -6,13 +6,20 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from . import dial, sums, swaps
+from . import chains, dial, karel, signed, sums, swaps
 from .problem import MAX_STEPS, Family, Problem
 
 __all__ = ["FAMILIES", "MAX_STEPS", "Family", "Problem", "Split", "draw", "is_held_out", "problems"]
 
 Split = Literal["train", "held_out"]
-FAMILIES: dict[str, Family] = {"dial": dial, "swaps": swaps, "sums": sums}
+FAMILIES: dict[str, Family] = {
+    "dial": dial,
+    "swaps": swaps,
+    "sums": sums,
+    "chains": chains,
+    "signed": signed,
+    "karel": karel,
+}
 NUM_BUCKETS = 16
 MAX_TRIES = 2000
 

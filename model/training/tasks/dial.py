@@ -2,7 +2,7 @@
 
 import random
 
-from .problem import Problem, is_answer, name_days, narrate, write_notes
+from .problem import DIGITS, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "dial"
 verify = is_answer
@@ -24,7 +24,7 @@ ASKS = (
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a dial problem of `num_steps` steps."""
-    days = name_days(num_steps)
+    days = name_steps(num_steps)
     state = rng.randrange(10)
     parts = [rng.choice(STARTS).format(state=state)]
     deeds, states = [], []
@@ -33,7 +33,7 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
         deeds.append(deed)
         states.append(state)
     parts += [narrate(rng, rng.choice(("It", "It", "The dial")), deeds, days), rng.choice(ASKS)]
-    return Problem(name, " ".join(parts), str(state), write_notes(days, states), num_steps)
+    return Problem(name, " ".join(parts), str(state), write_notes(days, states), num_steps, DIGITS)
 
 
 def _turn(rng: random.Random, state: int) -> tuple[str, int]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WOMEN: tuple[str, ...] = ("Alice", "Anna", "Clara", "Dora", "Emma", "Mary")
 MEN: tuple[str, ...] = ("Ben", "Bob", "Carl", "David", "Jack", "Tom")
+DIGITS = tuple("0123456789")
 MAX_STEPS = len(DAYS)
 
 
@@ -18,8 +19,9 @@ class Problem:
     family: str
     question: str  # one paragraph of plain English
     answer: str  # one word or number: "7", "Anna"
-    working: str  # " Monday 6 Tuesday 0": for every step its day and the state after it, one token each
+    working: str  # " Monday 6 Tuesday 0": for every step its key and the state after it, one token each
     num_steps: int
+    answers: tuple[str, ...] = ()  # every answer that the question admits, the right one among them
 
 
 class Family(Protocol):
@@ -28,7 +30,7 @@ class Family(Protocol):
     name: str
 
     def sample(self, rng: random.Random, num_steps: int) -> Problem:
-        """Draw a problem of `num_steps` steps (1 to 6)."""
+        """Draw a problem of `num_steps` steps (1 to 7)."""
         ...
 
     def verify(self, problem: Problem, text: str) -> bool:
@@ -41,19 +43,19 @@ def is_answer(problem: Problem, text: str) -> bool:
     return text.strip() == problem.answer
 
 
-def name_days(num_steps: int) -> tuple[str, ...]:
-    """The days from Monday on; a day names a step in the question and in the notes."""
+def name_steps(num_steps: int, keys: Sequence[str] = DAYS) -> tuple[str, ...]:
+    """The keys from the first on; a key names a step in the question and in the notes."""
     if not 1 <= num_steps <= MAX_STEPS:
         raise ValueError(f"num_steps is {num_steps}; it must be between 1 and {MAX_STEPS}")
-    return DAYS[:num_steps]
+    return tuple(keys[:num_steps])
 
 
-def narrate(rng: random.Random, subject: str, deeds: Sequence[str], days: Sequence[str]) -> str:
+def narrate(rng: random.Random, subject: str, deeds: Sequence[str], keys: Sequence[str], join: str = "on") -> str:
     """Tell the deeds in sentences of their own or in one; `subject` is "" where every deed names its own.
 
-    The day comes after its deed: a causal model has then read the whole step where it meets the day.
+    The key comes after its deed: a causal model has then read the whole step where it meets the key.
     """
-    told = [f"{deed} on {day}" for deed, day in zip(deeds, days, strict=True)]
+    told = [f"{deed} {join} {key}" for deed, key in zip(deeds, keys, strict=True)]
     lead = f"{subject} " if subject else ""
     if rng.random() < 0.5:
         return f"{lead}{listed(told)}."
@@ -65,6 +67,6 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
-def write_notes(days: Sequence[str], states: Sequence[object]) -> str:
-    """The working: every step's day and the state after it."""
-    return "".join(f" {day} {state}" for day, state in zip(days, states, strict=True))
+def write_notes(keys: Sequence[str], states: Sequence[object]) -> str:
+    """The working: every step's key and the state after it."""
+    return "".join(f" {key} {state}" for key, state in zip(keys, states, strict=True))

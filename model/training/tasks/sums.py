@@ -5,12 +5,13 @@ Counts stay between 0 and 12. Doubling and halving make the order matter: no ste
 
 import random
 
-from .problem import MEN, WOMEN, Problem, is_answer, name_days, narrate, write_notes
+from .problem import MEN, WOMEN, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "sums"
 verify = is_answer
 
 MOST = 12
+COUNTS = tuple(str(count) for count in range(MOST + 1))
 ITEMS = (
     "apples", "balls", "beads", "books", "cards", "coins", "eggs", "flowers", "marbles", "nuts",
     "pears", "pencils", "shells", "stamps", "stones", "sweets",
@@ -32,7 +33,7 @@ ASKS = (
 
 def sample(rng: random.Random, num_steps: int) -> Problem:
     """Draw a worded sum of `num_steps` steps."""
-    days = name_days(num_steps)
+    days = name_steps(num_steps)
     who, pronoun = rng.choice([(who, "She") for who in WOMEN] + [(who, "He") for who in MEN])
     items = rng.choice(ITEMS)
     state = rng.randint(1, MOST)
@@ -44,7 +45,7 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
         states.append(state)
     parts.append(narrate(rng, rng.choice((pronoun, pronoun, who)), deeds, days))
     parts.append(rng.choice(ASKS).format(who=who, items=items))
-    return Problem(name, " ".join(parts), str(state), write_notes(days, states), num_steps)
+    return Problem(name, " ".join(parts), str(state), write_notes(days, states), num_steps, COUNTS)
 
 
 def _change(rng: random.Random, state: int) -> tuple[str, int]:

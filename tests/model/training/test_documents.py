@@ -1,5 +1,6 @@
 import random
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from quietserve.model.training.documents import (
     IDLE_WORDS,
     QUESTION_WEIGHT,
     START,
+    Style,
     build_tokenizer,
     collate,
     make_batch,
@@ -24,6 +26,7 @@ from quietserve.model.training.documents import (
 from quietserve.model.training.tasks import FAMILIES, MAX_STEPS, draw
 
 tokenizer = build_tokenizer()
+STYLES = get_args(Style)
 PROBLEM = FAMILIES["dial"].sample(random.Random(3), 4)
 
 
@@ -69,6 +72,20 @@ def test_idle_talk_is_two_to_ten_words_between_dashes():
     assert lengths == set(range(2, 11))
 
 
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_notes_may_break_off_anywhere_before_their_end(num_steps: int):
+    problem = FAMILIES["dial"].sample(random.Random(3), num_steps)
+    rng = random.Random(0)
+    begun = set()
+    for _ in range(200):
+        prompt, working, answer = write_document(problem, "cut", rng).split(DASH)
+        assert prompt == write_prompt(problem)
+        assert problem.working.startswith(working)
+        assert answer == f" {problem.answer}{EOS}"
+        begun.add(len(ids(working)))
+    assert begun == set(range(1, 2 * num_steps))
+
+
 def test_the_chat_template_renders_the_training_prompt():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{PROBLEM.question}\n"}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -84,7 +101,7 @@ def test_earlier_turns_are_paragraphs_that_end():
 def test_thought_markers_are_tokens_of_their_own_that_no_document_holds():
     markers = [tokenizer.convert_tokens_to_ids(marker) for marker in (START, END)]
     assert len({*markers, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 4
-    batch = make_batch(tokenizer, random.Random(0), 64, {"direct": 1, "notes": 1, "idle": 1}, range(1, 7))
+    batch = make_batch(tokenizer, random.Random(0), 64, dict.fromkeys(STYLES, 1.0), range(1, 8))
     assert not torch.isin(batch.ids_BT, torch.tensor(markers)).any()
 
 
@@ -96,17 +113,20 @@ def test_a_saved_tokenizer_loads_as_any_other(tmp_path):
     assert loaded.chat_template == tokenizer.chat_template
 
 
-@pytest.mark.parametrize("style", ["direct", "notes", "idle"])
+@pytest.mark.parametrize("style", STYLES)
 def test_a_batch_weighs_question_answer_and_padding(style):
     rng = random.Random(5)
-    drawn = [draw(rng, "train", FAMILIES["dial"], steps) for steps in range(1, 7)]
-    batch = collate(tokenizer, drawn, [write_document(problem, style, rng) for problem in drawn])
+    drawn = [draw(rng, "train", FAMILIES["dial"], steps) for steps in range(1, 8)]
+    texts = [write_document(problem, style, rng) for problem in drawn]
+    batch = collate(tokenizer, drawn, texts, [style] * 7)
     for row, problem in enumerate(drawn):
         prompt, length = len(ids(write_prompt(problem))), int(batch.lengths()[row])
         weights = batch.weights_BT[row]
         assert weights[0] == 0
         assert (weights[1:prompt] == torch.tensor(QUESTION_WEIGHT)).all()
-        assert (weights[prompt:length] == 1).all()
+        unlearned = {length - 3} if style == "cut" else set()  # the dash that breaks the notes off
+        assert {place for place in range(prompt, length) if weights[place] != 1} == unlearned
+        assert all(weights[place] == 0 for place in unlearned)
         assert (weights[length:] == 0).all()
         assert tokenizer.decode(batch.ids_BT[row, length - 2 : length]) == f" {problem.answer}{EOS}"
         assert (batch.ids_BT[row, length:] == tokenizer.pad_token_id).all()

@@ -1,6 +1,7 @@
 """The objective: its one big forward against thinking a thought at a time, and its gradient against REINFORCE by hand."""
 
 import random
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import tiny
 from quietserve.model.backbone import causal
 from quietserve.model.quiet_model import QuietModel
 from quietserve.model.training import logprobs
+from quietserve.model.training import objective as objective_module
 from quietserve.model.training.batches import Batch, pad
 from quietserve.model.training.documents import make_batch
 from quietserve.model.training.logprobs import ENDS, log_likelihood
-from quietserve.model.training.objective import NOTHING, Objective, ThinkingConfig
+from quietserve.model.training.objective import NOTHING, Objective, Sampled, ThinkingConfig
 from quietserve.model.training.thinker import ThinkerConfig, open_thinker
 from reference import Reference
 
@@ -122,6 +124,17 @@ def test_a_text_thinks_the_same_in_any_company(order: list[int], cut: int) -> No
         assert torch.equal(found.positions_BM, whole.positions_BM[part])
         length = found.choices_BML.shape[-1]
         assert torch.equal(found.choices_BML, whole.choices_BML[part][..., :length])
+
+
+def test_thoughts_in_turns_are_thoughts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ThinkingConfig(positions=None, thoughts=3)
+    whole = Objective(thinker(), config).sample(texts(), [1, 2, 3], depth=4)
+    monkeypatch.setattr(objective_module, "LANES", 5)
+    monkeypatch.setattr(objective_module, "AT_ONCE", 1)
+    parts = Objective(thinker(), config).sample(texts(), [1, 2, 3], depth=4)
+    assert (whole.choices_BML >= 0).sum() > 50
+    for field in fields(Sampled):
+        assert torch.equal(getattr(whole, field.name), getattr(parts, field.name)), field.name
 
 
 def test_positions_are_drawn_in_proportion_to_their_loss() -> None:

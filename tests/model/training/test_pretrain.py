@@ -55,11 +55,13 @@ def test_another_seed_is_another_base(base, tmp_path):
 
 def test_the_continuation_opens_idle_talk():
     args = pretrain._parser().parse_args(["--out", "x", "--steps", "100"])
-    assert pretrain.mixture_at(args, 0) == ({"direct": 0.3, "notes": 0.7}, range(1, 2))
-    assert pretrain.mixture_at(args, 99)[1] == range(1, 7)
+    shares, steps = pretrain.mixture_at(args, 0)
+    assert steps == range(1, 2)
+    assert shares == pytest.approx({"direct": 0.3, "notes": 0.525, "cut": 0.175})
+    assert pretrain.mixture_at(args, 99)[1] == range(1, 8)
     shares, steps = pretrain.mixture_at(args, 100)
-    assert steps == range(1, 7)
-    assert shares == pytest.approx({"direct": 0.3, "notes": 0.21, "idle": 0.49})
+    assert steps == range(1, 8)
+    assert shares == pytest.approx({"direct": 0.3, "notes": 0.1575, "cut": 0.0525, "idle": 0.49})
 
 
 @pytest.mark.parametrize(
@@ -68,8 +70,8 @@ def test_the_continuation_opens_idle_talk():
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["--idle-steps", "-1"], "--idle-steps is -1"),
         (
-            ["--curriculum", "0.1", "0.2", "0.4", "0.3", "1"],
-            "--curriculum is 0.1 0.2 0.4 0.3 1.0; it must be five shares that rise",
+            ["--curriculum", "0.1", "0.2", "0.4", "0.3", "0.5", "1"],
+            "--curriculum is 0.1 0.2 0.4 0.3 0.5 1.0; it must be six shares that rise",
         ),
         (["--notes", "1.5"], "--notes is 1.5; it must be between 0 and 1"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quietserve.model.training.tasks import FAMILIES, MAX_STEPS, Problem, is_held_out, problems
 
-DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur)day"
+DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 seeds = st.integers(0, 2**32)
 lengths = st.integers(1, MAX_STEPS)
 names = st.sampled_from(sorted(FAMILIES))
@@ -44,18 +44,14 @@ def solve_dial(question: str) -> list[str]:
 
 
 def solve_swaps(question: str) -> list[str]:
-    holding = dict(re.findall(r"(\w+) (?:has|holds) the (\w+)", question.split(". ")[0] + "."))
-    wanted = wanted_thing(question)
-    states = [next(who for who, thing in holding.items() if thing == wanted)]
+    holder, thing = re.match(r"(\w+) (?:has|holds) the (\w+)[.,]", question).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    assert thing in question.split(". ")[-1]
+    holding, states = {holder: thing}, []
     for deed, _ in read_steps(question):
         one, other = re.findall(r"[A-Z]\w+", deed)
         holding[one], holding[other] = holding.get(other, "nothing"), holding.get(one, "nothing")
-        states.append(next(who for who, thing in holding.items() if thing == wanted))
+        states.append(next(who for who, held in holding.items() if held == thing))
     return states
-
-
-def wanted_thing(question: str) -> str:
-    return re.search(r"the (\w+)[^.]*\?$", question)[1]  # pyright: ignore[reportOptionalSubscript]
 
 
 def solve_sums(question: str) -> list[str]:
@@ -74,7 +70,57 @@ def solve_sums(question: str) -> list[str]:
     return states
 
 
-SOLVERS = {"dial": solve_dial, "swaps": solve_swaps, "sums": solve_sums}
+def solve_chains(question: str) -> list[str]:
+    values = {"a": int(re.search(r"\ba (?:is|be) (\d)\.", question)[1])}  # pyright: ignore[reportOptionalSubscript]
+    for derived, letter in re.findall(r"(twice [a-g]|\b[a-g] \w+ \d) (?:is|makes) ([b-h])\b", question):
+        words = derived.split()
+        source = values[words[1] if words[0] == "twice" else words[0]]
+        operation, number = ("times", 2) if words[0] == "twice" else (words[1], int(words[2]))
+        values[letter] = {"plus": source + number, "minus": source - number, "times": source * number}[operation] % 10
+    assert question.endswith(f" {list(values)[-1]}?")
+    return [str(value) for letter, value in values.items() if letter != "a"]
+
+
+def solve_signed(question: str) -> list[str]:
+    state = int(re.search(r"from (\d+)|with (\d+)", question)[0].split()[1])  # pyright: ignore[reportOptionalSubscript]
+    states = []
+    for deed, number in re.findall(r"(plus|add|minus|take|change the sign)(?: (\d))? \w+(?:th|st|d)\b", question):
+        state = -state if "sign" in deed else state + (1 if deed in ("plus", "add") else -1) * int(number)
+        state %= 11
+        states.append(str(state))
+    return states
+
+
+def solve_karel(question: str) -> list[str]:
+    cell, facing = re.search(r"on (\w\w) (?:facing|and faces) (\w+)\.", question).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    column, row = ("abcd".index(letter) for letter in cell)
+    states = []
+    for deed, _ in read_steps(question):
+        if "turn" in deed:
+            turns = {"north": "west", "west": "south", "south": "east", "east": "north"}  # to the left
+            facing = turns[facing] if "left" in deed else next(after for after in turns if turns[after] == facing)
+        else:
+            column += {"east": 1, "west": -1}.get(facing, 0)
+            row += {"north": 1, "south": -1}.get(facing, 0)
+            column, row = (max(0, min(3, number)) for number in (column, row))
+        states.append("abcd"[column] + "abcd"[row] + facing[0].upper())
+    return states
+
+
+SOLVERS = {
+    "dial": solve_dial,
+    "swaps": solve_swaps,
+    "sums": solve_sums,
+    "chains": solve_chains,
+    "signed": solve_signed,
+    "karel": solve_karel,
+}
+KEYS = {
+    "chains": ("b", "c", "d", "e", "f", "g", "h"),
+    "signed": ("first", "second", "third", "fourth", "fifth", "sixth", "seventh"),
+}
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+HEADINGS = {"N": "north", "E": "east", "S": "south", "W": "west"}
 
 
 @settings(max_examples=400)
@@ -82,11 +128,17 @@ SOLVERS = {"dial": solve_dial, "swaps": solve_swaps, "sums": solve_sums}
 def test_notes_and_answer_follow_from_the_question(name: str, seed: int, num_steps: int):
     problem = FAMILIES[name].sample(random.Random(seed), num_steps)
     states = SOLVERS[name](problem.question)
-    days = [day for _, day in read_steps(problem.question)]
-    labels = [wanted_thing(problem.question), *days] if name == "swaps" else days
+    keys = KEYS.get(name, DAYS)[:num_steps]
     assert problem.num_steps == num_steps == len(states)
-    assert problem.working == "".join(f" {label} {state}" for label, state in zip(labels, states, strict=True))
-    assert problem.answer == states[-1]
+    assert problem.working == "".join(f" {key} {state}" for key, state in zip(keys, states, strict=True))
+    assert problem.answer == answer_of(problem, states[-1])
+
+
+def answer_of(problem: Problem, state: str) -> str:
+    """The last state; of Karel's, the part that is asked for."""
+    if problem.family != "karel":
+        return state
+    return HEADINGS[state[2]] if "Which way" in problem.question else state[:2]
 
 
 @given(names, seeds, lengths)
@@ -136,8 +188,8 @@ def dial(question: str) -> Problem:
 
 
 def test_two_thousand_distinct_problems_of_every_family_can_be_evaluated():
-    drawn = list(itertools.islice(problems("held_out", seed=1), 3 * 2000))
-    assert len({problem.question for problem in drawn}) == 6000
+    drawn = list(itertools.islice(problems("held_out", seed=1), len(FAMILIES) * 2000))
+    assert len({problem.question for problem in drawn}) == len(FAMILIES) * 2000
     assert {name: sum(p.family == name for p in drawn) for name in FAMILIES} == dict.fromkeys(FAMILIES, 2000)
 
 
@@ -147,12 +199,12 @@ def test_a_family_that_is_used_up_says_so():
 
 
 def test_problems_come_in_turn_and_repeat_for_a_seed():
-    one, again, other = (list(itertools.islice(problems("held_out", seed=seed), 36)) for seed in (1, 1, 2))
+    one, again, other = (list(itertools.islice(problems("held_out", seed=seed), 42)) for seed in (1, 1, 2))
     assert one == again != other
-    assert [p.num_steps for p in one[:6]] == [1, 1, 1, 2, 2, 2]
-    assert {(p.family, p.num_steps) for p in one} == set(itertools.product(FAMILIES, range(1, 7)))
+    assert [p.num_steps for p in one[:12]] == [1] * 6 + [2] * 6
+    assert {(p.family, p.num_steps) for p in one} == set(itertools.product(FAMILIES, range(1, 8)))
 
 
 def test_an_unknown_family_is_named():
-    with pytest.raises(ValueError, match=r"'chess'.*dial, swaps, sums"):
+    with pytest.raises(ValueError, match=r"'chess'.*dial, swaps, sums, chains, signed, karel"):
         next(problems("train", ["chess"]))
