@@ -106,10 +106,13 @@ class Loop:
         return True
 
     def start_afresh(self) -> None:
-        """Forget what an earlier run left in the folder."""
+        """Forget the log of a run that saved no state. Raises ValueError where there is one: hours may be in it."""
+        if (self.folder / STATE_FILE).exists():
+            raise ValueError(
+                f"{self.folder / STATE_FILE} is an earlier run's: --resume goes on with it; or use another folder"
+            )
         if self.processes.is_main:
-            for name in (STATE_FILE, LOG_FILE):
-                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / LOG_FILE).unlink(missing_ok=True)
         self.processes.wait()
 
     def run(self, work: Callable[[int], dict[str, float]]) -> None:

@@ -88,11 +88,10 @@ class Trainer:
     def run(self, data: "Corpus | ProblemTexts", resume: bool) -> None:
         """Train to the end and write the checkpoint."""
         self.loop.data = data
-        if resume and self.loop.resume():
-            drop_lines_after(self._folder / THOUGHTS_FILE, self.loop.step)
-        else:
+        if not (resume and self.loop.resume()):
             self.loop.start_afresh()
-            (self._folder / THOUGHTS_FILE).unlink(missing_ok=True)
+        if self._processes.is_main:
+            drop_lines_after(self._folder / THOUGHTS_FILE, self.loop.step)
         self.loop.run(lambda step: self.take_step(step, data.batch(step)))
         self.save()
 

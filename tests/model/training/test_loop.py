@@ -101,11 +101,17 @@ def test_a_broken_state_is_refused_by_its_file(tmp_path):
         make_loop(tmp_path).resume()
 
 
-def test_starting_afresh_forgets_state_and_log(tmp_path):
+def test_starting_afresh_never_throws_a_state_away(tmp_path):
+    """Without --resume an earlier run's state used to be deleted."""
     loop = make_loop(tmp_path)
     loop.run(work_of(loop))
-    loop.start_afresh()
-    assert not list(tmp_path.iterdir())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"state\.pt is an earlier run's: --resume goes on with it"):
+        make_loop(tmp_path).start_afresh()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "state.pt").unlink()
+    make_loop(tmp_path).start_afresh()
+    assert not list(tmp_path.iterdir()), "a log alone is of a run that saved nothing"
 
 
 def test_the_log_has_a_line_of_numbers_for_every_step(tmp_path):
