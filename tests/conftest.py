@@ -28,10 +28,3 @@ def _log_as_before() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, the tests of one file share one, and so do those that share a server."""
-    for item in items:
-        shared = item.path.parent if item.path.parent.name == "conformance" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared)))

@@ -34,8 +34,13 @@ from .thinker import ThinkerConfig, open_thinker
 from .trainer import pause_token
 
 TRAINED = ("quiet-star", "no-reinforce", "pause", "continued")
-ROWS = ("quiet-star", "untrained", "no-reinforce", "pause", "continued", "swapped", "random")
-THINKING = ("quiet-star", "untrained", "no-reinforce")  # rows whose own thoughts are read
+ROWS_OF = {  # by what is measured: a model, and with it what is made of its own thoughts
+    "quiet-star": ("quiet-star", "swapped", "random"),
+    **{name: (name,) for name in ("untrained", "no-reinforce", "pause", "continued")},
+}
+ROWS = [row for rows in ROWS_OF.values() for row in rows]
+FURTHER = {"quiet-star": ("scored", "perplexity"), "untrained": ("perplexity",)}  # what else is measured
+THINKING = ("quiet-star", "untrained", "no-reinforce")  # whose own thoughts are read
 REPORTS = "reports"
 FINISHED = "config.json"  # what a checkpoint is saved with last
 
@@ -50,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             base, pretrain.main, ["--out", str(base), "--seed", str(seed), "--resume", *args.pretrain.split()]
         ):
             return code
-        for row in ROWS:
-            if code := _run_row(args, row, seed, base):
+        for name in ROWS_OF:
+            if code := _run_one(args, name, seed, base):
                 return code
     summary = summarise(args, sys.argv[1:] if argv is None else argv)
     if args.results:
@@ -62,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Every finished report in the folder, and how it was made."""
-    files = sorted((args.out / REPORTS).glob("*.json"))
-    reports = [json.loads(file.read_text()) for file in files if _is_done(args, file)]
+    """The reports of all seeds by row, and how they were made."""
+    reports = [_report(args, name, seed) for seed in args.seeds for name in ROWS_OF]
     return {
         "command": ["quietserve", "train", "study", *argv],
         "n": args.n,
@@ -74,54 +78,84 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "rows": [report for row in ROWS for report in reports if report["row"] == row],
+        "rows": [
+            {"row": row, "training_seed": report["training_seed"], "tasks": report["rows"][row]}
+            for row in ROWS
+            for report in reports
+            if row in report["rows"]
+        ],
     }
 
 
-def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
-    report_file = args.out / REPORTS / f"{row}-{seed}.json"
-    if _is_done(args, report_file):
+def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> int:
+    """Train what is to be trained, then measure it family by family, each of which is kept when it is done."""
+    report = _report(args, name, seed)
+    missing = [family for family in FAMILIES if family not in report["rows"][name]]
+    if not missing:
         return 0
-    folder = args.out / f"{row if row in TRAINED else 'quiet-star'}-{seed}"
-    if row in TRAINED:
-        flags = ["--base", str(base), "--out", str(folder), "--arm", row, "--seed", str(seed), "--resume"]
+    folder = args.out / f"{name}-{seed}"
+    if name in TRAINED:
+        flags = ["--base", str(base), "--out", str(folder), "--arm", name, "--seed", str(seed), "--resume"]
         if code := _once(folder, quiet_star.main, [*flags, *args.quiet_star.split()]):
             return code
-    loaded = _untrained(base, max(args.depths)) if row == "untrained" else checkpoint.load(folder)
-    report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed, "depths": args.depths}
-    report["tasks"] = {name: _measure(args, row, loaded, name) for name in FAMILIES}
-    report_file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(report_file, lambda file: file.write_text(json.dumps(report) + "\n"))
-    print(f"{row}, seed {seed}: done", file=sys.stderr)
+    loaded = checkpoint.load(folder) if name in TRAINED else _untrained(base, max(args.depths))
+    file = _report_file(args, name, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for family in missing:
+        for row, metrics in _measure(args, name, loaded, family).items():
+            report["rows"][row][family] = metrics
+        text = json.dumps(report) + "\n"
+        write_aside(file, lambda aside, text=text: aside.write_text(text))
+    print(f"{name}, seed {seed}: done", file=sys.stderr)
     return 0
 
 
-def _measure(args: argparse.Namespace, row: str, loaded: Loaded, name: str) -> dict[str, dict[str, Any]]:
-    """Metric, depth, to a cell."""
-    found: dict[str, dict[str, Any]] = {"generated": {}}
-    for depth in args.depths:
+def _report_file(args: argparse.Namespace, name: str, seed: int) -> Path:
+    return args.out / REPORTS / f"{name}-{seed}.json"
+
+
+def _report(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """What is measured so far, by row and family; a report of another measurement counts for nothing."""
+    settings = {"training_seed": seed, "n": args.n, "seed": args.problem_seed, "depths": args.depths}
+    file = _report_file(args, name, seed)
+    report = json.loads(file.read_text()) if file.exists() else {}
+    if {key: report.get(key) for key in settings} == settings:
+        return report
+    return settings | {"rows": {row: {} for row in ROWS_OF[name]}}
+
+
+def _measure(args: argparse.Namespace, name: str, loaded: Loaded, family: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Row, metric, depth, to a cell."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {row: {"generated": {}} for row in ROWS_OF[name]}
+    for depth in [0] if name == "continued" else args.depths:
         recorder = Recorder()
-        choose = _pause(loaded) if row == "pause" else recorder
-        cell = _accuracy(args, loaded, name, depth, choose)
-        if depth and row in ("swapped", "random"):
-            choose = _spoil(args, row, loaded, recorder.thoughts)
-            cell = _accuracy(args, loaded, name, depth, choose)
-        found["generated"][str(depth)] = cell
-        if depth and row in THINKING:
-            cell |= _reasoning(args, loaded, name, recorder.thoughts, depth)
-    if row in ("quiet-star", "untrained"):
-        measured = evaluate(
-            loaded,
-            args.depths,
-            args.n,
-            args.problem_seed,
-            [name],
-            thought_temperature=1.0,
-            metrics=("scored", "perplexity"),
-            positions=args.positions,
-        )
-        found |= measured["tasks"][name]
-    return found
+        own = _accuracy(args, loaded, family, depth, _pause(loaded) if name == "pause" else recorder)
+        if depth and name in THINKING:
+            own |= _reasoning(args, loaded, family, recorder.thoughts, depth)
+        for row in rows:
+            if row == name or not depth:  # without thoughts there is nothing to exchange
+                rows[row]["generated"][str(depth)] = own
+            else:
+                choose = _spoil(args, row, loaded, recorder.thoughts)
+                rows[row]["generated"][str(depth)] = _accuracy(args, loaded, family, depth, choose)
+    if name in FURTHER:
+        rows[name] |= _further(args, loaded, family, FURTHER[name])
+    return rows
+
+
+def _further(args: argparse.Namespace, loaded: Loaded, family: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """Metric to cells by depth."""
+    report = evaluate(
+        loaded,
+        args.depths,
+        args.n,
+        args.problem_seed,
+        [family],
+        thought_temperature=1.0,
+        metrics=metrics,
+        positions=args.positions,
+    )
+    return report["tasks"][family]
 
 
 def _accuracy(args: argparse.Namespace, loaded: Loaded, name: str, depth: int, choose: Choose) -> dict[str, Any]:
@@ -160,14 +194,6 @@ def _drawn(args: argparse.Namespace, name: str) -> list[Problem]:
     return [next(source) for _ in range(args.n)]
 
 
-def _is_done(args: argparse.Namespace, report_file: Path) -> bool:
-    """There is a report, and of the same measurement."""
-    if not report_file.exists():
-        return False
-    report = json.loads(report_file.read_text())
-    return [report["n"], report["seed"], report["depths"]] == [args.n, args.problem_seed, args.depths]
-
-
 def _once(folder: Path, run: Any, argv: list[str]) -> int:
     return 0 if (folder / FINISHED).exists() else run(argv)
 
@@ -185,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
     add("--depths", type=int, nargs="+", default=[0, 4, 8, 12, 16], help="thought depths to evaluate (0 4 8 12 16)")
     add("--n", type=int, default=2000, help="held-out problems a family (%(default)s)")
-    add("--positions", type=int, default=12, help="tokens of a text whose perplexity is measured (%(default)s)")
+    add("--positions", type=int, default=4, help="tokens of a text whose perplexity is measured (%(default)s)")
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
     add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")

@@ -19,8 +19,10 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     figure, (rows, families, tenths) = pyplot.subplots(1, 3, figsize=(17, 5), layout="constrained")
     depths, by_row = summary["depths"], reports_by_row(summary)
     for row, reports in by_row.items():
-        values = [[family_means(report)[str(depth)] for report in reports] for depth in depths]
-        _draw(rows, depths, values, row, "o-" if row == "quiet-star" else "s--")
+        curves = [family_means(report) for report in reports]
+        known = [depth for depth in depths if str(depth) in curves[0]]
+        values = [[curve[str(depth)] for curve in curves] for depth in known]
+        _draw(rows, known, values, row, "o-" if row == "quiet-star" else "s--")
     trained = by_row.get("quiet-star", [])
     for name in trained[0]["tasks"] if trained else ():
         cells = [[r["tasks"][name]["generated"][str(depth)]["value"] for r in trained] for depth in depths]

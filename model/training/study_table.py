@@ -37,9 +37,13 @@ def _table(corner: str, rows: dict[str, list[dict[str, float]]], depths: Sequenc
     """Means over seeds with their standard deviation."""
     lines = [f"| {corner} | {' | '.join(f'depth {depth}' for depth in depths)} |", "|---" * (len(depths) + 1) + "|"]
     for name, seeds in rows.items():
-        lines.append(f"| {name} | {' | '.join(_spread([seed[depth] for seed in seeds]) for depth in depths)} |")
+        lines.append(
+            f"| {name} | {' | '.join(_spread([seed[depth] for seed in seeds if depth in seed]) for depth in depths)} |"
+        )
     return "\n".join(lines)
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -20,7 +20,7 @@ def test_every_row_is_measured_once_and_drawn(
     flags += ["--results", str(results), "--pretrain", PRETRAIN, "--quiet-star", QUIET_STAR]
     assert study.main(flags) == 0
     table, summary = capsys.readouterr().out, json.loads(results.read_text())
-    assert [report["row"] for report in summary["rows"]] == list(study.ROWS)
+    assert [report["row"] for report in summary["rows"]] == study.ROWS
     assert all(f"| {row} (1) |" in table for row in study.ROWS)
     assert all(f"| {name} |" in table for name in FAMILIES)
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -43,11 +43,14 @@ def test_every_row_is_measured_once_and_drawn(
 
 
 def test_a_measurement_of_other_problems_is_another_one(tmp_path: Path) -> None:
-    report = {"n": 9, "seed": 1, "depths": [0, 3]}
-    file = tmp_path / "report.json"
-    file.write_text(json.dumps(report))
     parse = study._parser().parse_args
     same = ["--out", str(tmp_path), "--n", "9", "--depths", "0", "3"]
-    assert study._is_done(parse(same), file)
-    assert not study._is_done(parse([*same, "--problem-seed", "2"]), file)
-    assert not study._is_done(parse(same), tmp_path / "none.json")
+    begun = study._report(parse(same), "quiet-star", 2)
+    assert begun["rows"] == {"quiet-star": {}, "swapped": {}, "random": {}}
+    begun["rows"]["quiet-star"]["dial"] = {"generated": {}}
+    file = study._report_file(parse(same), "quiet-star", 2)
+    file.parent.mkdir()
+    file.write_text(json.dumps(begun))
+    assert study._report(parse(same), "quiet-star", 2) == begun, "what is measured stays"
+    assert not study._report(parse([*same, "--problem-seed", "2"]), "quiet-star", 2)["rows"]["quiet-star"]
+    assert not study._report(parse(same), "quiet-star", 1)["rows"]["quiet-star"]
