@@ -74,8 +74,11 @@ class Decoder:
         self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
         self._judge = Judge(model, tokens, choose)
 
-    def start(self, slot: int, prompt: Sequence[int], params: SamplingParams) -> Decoding:
-        """Begin an attempt in a free slot. Raises ValueError when it cannot be served."""
+    def start(self, slot: int, prompt: Sequence[int], params: SamplingParams, whole_text: bool = False) -> Decoding:
+        """Begin an attempt in a free slot. Raises ValueError when it cannot be served.
+
+        `whole_text`: nobody reads along, the text may come when it has ended.
+        """
         if not prompt:
             raise ValueError("the prompt is empty; it must hold at least one token")
         self.tokens.check(prompt)
@@ -92,7 +95,7 @@ class Decoder:
         lanes = self.cache.num_lanes(params.thought_depth)
         if params.thought_depth and params.num_thoughts > lanes:
             raise ValueError(f"num_thoughts is {params.num_thoughts}; it must be at most {lanes} at this depth")
-        decoding = Decoding(slot, prompt, params, self.tokens, lanes)
+        decoding = Decoding(slot, prompt, params, self.tokens, lanes, whole_text)
         self.prefixes.enter(decoding)
         return decoding
 
@@ -316,7 +319,7 @@ def generate(
             number, (prompt, wanted) = waiting.popleft()
             slot = decoder.prefixes.choose_slot(prompt, free)
             free.remove(slot)
-            decoding = decoder.start(slot, prompt, wanted)
+            decoding = decoder.start(slot, prompt, wanted, whole_text=True)
             generations[number].counts = decoding.counts
             running[decoding] = number
         for decoding, news in decoder.step(list(running)):

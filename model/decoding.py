@@ -59,7 +59,13 @@ class Decoding:
     """
 
     def __init__(
-        self, slot: int, prompt: Sequence[int], params: SamplingParams, tokens: Tokens, num_lanes: int
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        tokens: Tokens,
+        num_lanes: int,
+        whole_text: bool = False,
     ) -> None:
         self.slot = slot
         self.params = params
@@ -72,7 +78,7 @@ class Decoding:
         self.next_position = 0 if params.prompt_logprobs is not None else len(prompt) - 1  # the next one to decide
         self.flight: deque[Position] = deque()  # the next one to decide and those behind it
         self.ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokens.eos_ids)
-        self.text = TextStream(tokens, context=prompt)
+        self.text = TextStream(tokens, context=prompt, whole=whole_text and not params.stop)
         self.finish_reason: str | None = None
         self.thinking = False  # a thought took part in the last forward
         self.counts = Counts()

@@ -33,12 +33,10 @@ class Prefixes:
 
     def choose_slot(self, tokens: Sequence[int], free: Sequence[int]) -> int:
         """The best of the free slots: one that holds little else than a prefix of these tokens, or the longest unused."""
-        if self._enabled:
-            wanted = list(tokens)  # a tuple equals no list, and slots hold lists
-            shared, best = max((self._shared(self._contents[slot], wanted, len(wanted)), -slot) for slot in free)
-            best = -best
-            if shared >= MIN_SHARED and 2 * shared >= self._contents[best].cached:
-                return best
+        wanted = list(tokens)  # a tuple equals no list, and slots hold lists
+        shared, best = self._longest(wanted, len(wanted), free)
+        if shared and 2 * shared >= self._contents[best].cached:
+            return best
         return min(free, key=lambda slot: (self._last_used[slot], slot))
 
     def enter(self, decoding: Decoding) -> None:
@@ -64,8 +62,7 @@ class Prefixes:
                 return False
             decoding.awaited = None
         tokens, most = decoding.tokens, decoding.next_position
-        slots = range(self._cache.slots)
-        shared, source = max((self._shared(self._contents[slot], tokens, most), slot) for slot in slots)
+        shared, source = self._longest(tokens, most, range(self._cache.slots))
         if awaited := self._coming(decoding, ahead, max(shared, decoding.cached) + MIN_SHARED):
             decoding.awaited = awaited
             return False
@@ -80,7 +77,9 @@ class Prefixes:
 
         Prompts that are scored are not: they are read as fast as is thought after each token.
         """
-        readers = [o for o in ahead if o.params.prompt_logprobs is None and o.cached < o.num_prompt - 1]
+        head = decoding.tokens[:MIN_SHARED]
+        readers = [o for o in ahead if o.cached < o.num_prompt - 1 and o.tokens[:MIN_SHARED] == head]
+        readers = [o for o in readers if o.params.prompt_logprobs is None]
         lengths = [_common(o.tokens, decoding.tokens, min(decoding.next_position, o.num_prompt)) for o in readers]
         longest = max(lengths, default=0)
         return (readers[lengths.index(longest)], longest) if longest >= least else None
@@ -92,6 +91,16 @@ class Prefixes:
     def _touch(self, slot: int) -> None:
         self._clock += 1
         self._last_used[slot] = self._clock
+
+    def _longest(self, tokens: list[int], most: int, slots: Sequence[int]) -> tuple[int, int]:
+        """The longest prefix worth taking over, 0 where there is none, and the lowest slot that holds it."""
+        if not self._enabled or most < MIN_SHARED:
+            return 0, 0
+        head = tokens[:MIN_SHARED]  # most slots differ in it: hundreds are passed over in no time
+        alike = [slot for slot in slots if self._contents[slot].tokens[:MIN_SHARED] == head]
+        lengths = [(self._shared(self._contents[slot], tokens, most), -slot) for slot in alike]
+        shared, slot = max(lengths, default=(0, 0))
+        return (shared, -slot) if shared >= MIN_SHARED else (0, 0)
 
     def _shared(self, held: "_Contents | Decoding", tokens: Sequence[int], most: int) -> int:
         return _common(held.tokens, tokens, min(most, held.cached))

@@ -40,7 +40,7 @@ def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token a row. Penalties and bias first, then temperature, top-k, top-p, min-p, then Gumbel-max."""
     if not draws:
         return []
-    logits_MV = torch.stack([_adjust(row, draw) for row, draw in zip(logits_MV, draws, strict=True)])
+    logits_MV = _adjust(logits_MV, draws)
     warm = [i for i, draw in enumerate(draws) if draw.params.temperature > 0]
     chosen = logits_MV.argmax(-1)
     if warm:
@@ -96,13 +96,29 @@ def top_logprobs(logprobs_V: Tensor, chosen: int, count: int) -> tuple[float, li
     return float(logprobs_V[chosen]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
-def _adjust(logits_V: Tensor, draw: Draw) -> Tensor:
-    """Penalties, bias and tokens that may not be chosen yet."""
-    params, banned = draw.params, draw.banned
-    penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
-    if not (banned or penalised or params.logit_bias):
-        return logits_V
-    logits_V, output = logits_V.clone(), draw.output
+def _adjust(logits_MV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Penalties, bias and tokens that may not be chosen yet; most rows have none of them."""
+    penalised = [i for i, draw in enumerate(draws) if _is_penalised(draw.params)]
+    banned = [(i, token) for i, draw in enumerate(draws) for token in draw.banned]
+    if not (penalised or banned):
+        return logits_MV
+    logits_MV = logits_MV.clone()
+    for i in penalised:
+        _penalise(logits_MV[i], draws[i])
+    if banned:
+        rows, tokens = zip(*banned, strict=True)
+        logits_MV[list(rows), list(tokens)] = float("-inf")
+    return logits_MV
+
+
+def _is_penalised(params: SamplingParams) -> bool:
+    penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
+    return bool(penalties or params.logit_bias)
+
+
+def _penalise(logits_V: Tensor, draw: Draw) -> None:
+    """Penalties and bias, in place."""
+    params, output = draw.params, draw.output
     if params.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(draw.tokens)), device=logits_V.device)
         values = logits_V[seen]
@@ -112,8 +128,6 @@ def _adjust(logits_V: Tensor, draw: Draw) -> Tensor:
         logits_V -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
     for token, bias in params.logit_bias.items():
         logits_V[token] += bias
-    logits_V[list(banned)] = float("-inf")
-    return logits_V
 
 
 def _truncate(logits_MV: Tensor, params: Sequence[SamplingParams]) -> Tensor:

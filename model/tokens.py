@@ -104,12 +104,16 @@ class TextStream:
     """Text of tokens that arrive one at a time; withholds what might become a stop string or half a character.
 
     The joined results of `add` and `finish` are the whole text, cut before the first stop string. `context` is what stands
-    before: a token that begins with a space may lose it at the beginning of a text.
+    before: a token that begins with a space may lose it at the beginning of a text. `whole`: nobody reads along
+    and nothing stops it; the text comes at the finish, decoded once.
     """
 
-    def __init__(self, tokens: Tokens, stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokens: Tokens, stop: Sequence[str] = (), context: Sequence[int] = (), whole: bool = False
+    ) -> None:
         self._tokens = tokens
         self.stop = stop  # may be exchanged between tokens
+        self._whole = whole
         self._ids = list(context[-_CONTEXT:])
         if tokens.decode(self._ids).endswith(_UNFINISHED):
             self._ids = []
@@ -121,6 +125,8 @@ class TextStream:
     def add(self, token: int) -> str:
         """The text that is certain now."""
         self._ids.append(token)
+        if self._whole:
+            return ""
         before = self._tokens.decode(self._ids[self._begin : self._read])
         text = self._tokens.decode(self._ids[self._begin :])
         if text.endswith(_UNFINISHED):

@@ -27,9 +27,10 @@ from ..thoughts import Choose
 from . import pretrain, quiet_star, study_plot
 from .controls import Always, Recorder, Thoughts, forced, is_right, ordinary_tokens, reasons, scrambled, swapped
 from .evaluation.evaluate import evaluate
+from .evaluation.family_items import draw_items
 from .loop import write_aside
 from .study_table import markdown
-from .tasks import FAMILIES, MAX_STEPS, Problem, problems
+from .tasks import FAMILIES, MAX_STEPS
 from .thinker import ThinkerConfig, open_thinker
 from .trainer import pause_token
 
@@ -168,7 +169,10 @@ def _accuracy(args: argparse.Namespace, loaded: Loaded, name: str, depth: int, c
 def _reasoning(args: argparse.Namespace, loaded: Loaded, name: str, own: Thoughts, depth: int) -> dict[str, float]:
     """The share of thoughts that work the problem, and of those that do so rightly."""
     texts = {seed: loaded.tokens.decode(tokens) for (seed, _), tokens in own.items()}
-    told = [(problem, texts[args.problem_seed + i]) for i, problem in enumerate(_drawn(args, name))]
+    told = [
+        (item.problem, texts[args.problem_seed + i])
+        for i, item in enumerate(draw_items(name, args.n, args.problem_seed))
+    ]
     return {
         "reasons": sum(reasons(*each) for each in told) / len(told),
         "right": sum(is_right(*each, depth) for each in told) / len(told),
@@ -187,11 +191,6 @@ def _spoil(args: argparse.Namespace, row: str, loaded: Loaded, own: Thoughts) ->
 def _pause(loaded: Loaded) -> Choose:
     token = pause_token(loaded)
     return lambda thoughts, _: [token] * len(thoughts)
-
-
-def _drawn(args: argparse.Namespace, name: str) -> list[Problem]:
-    source = problems("held_out", (name,), args.problem_seed)
-    return [next(source) for _ in range(args.n)]
 
 
 def _once(folder: Path, run: Any, argv: list[str]) -> int:

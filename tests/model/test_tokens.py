@@ -20,6 +20,13 @@ def test_text_survives_the_round_trip_and_arrives_whole(text: str) -> None:
     assert "".join([stream.add(token) for token in ids]) + stream.finish() == TOKENS.decode(ids)
 
 
+@given(st.lists(st.integers(3, 258)), st.lists(st.integers(3, 258)))
+def test_a_text_that_nobody_reads_along_is_the_same(context: list[int], ids: list[int]) -> None:
+    streams = [TextStream(TOKENS, context=context, whole=whole) for whole in (False, True)]
+    along, whole = ["".join(stream.add(token) for token in ids) + stream.finish() for stream in streams]
+    assert along == whole
+
+
 @given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
     ids = TOKENS.encode(text)

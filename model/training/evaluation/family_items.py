@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..documents import DASH, write_prompt
 from ..tasks import FAMILIES, Problem, problems
@@ -65,10 +66,11 @@ class FamilyItem:
         return behind.strip() or None if dash else None
 
 
-def draw_items(family: str, n: int, seed: int) -> list[FamilyItem]:
+@lru_cache(maxsize=16)
+def draw_items(family: str, n: int, seed: int) -> tuple[FamilyItem, ...]:
     """`n` held-out problems, the numbers of steps in equal shares; the same for the same arguments."""
     drawn = itertools.islice(problems("held_out", (family,), seed), n)
-    return [FamilyItem(problem, _choices(problem, seed)) for problem in drawn]
+    return tuple(FamilyItem(problem, _choices(problem, seed)) for problem in drawn)
 
 
 def _choices(problem: Problem, seed: int) -> tuple[str, ...]:
