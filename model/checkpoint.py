@@ -1,7 +1,8 @@
 """Checkpoints on disk: our own layout, the public Quiet-STaR layout, and plain language models.
 
-Ours is a Hugging Face folder that `transformers` loads as the plain base, with two files beside it: `quiet_config.json`
-(`QuietConfig`) and `quiet.safetensors` (markers and mixing head). The public layout keeps those tensors among the model's own.
+Ours is a Hugging Face folder that `transformers` loads as the plain base, with files beside it: `quiet_config.json`
+(`QuietConfig`), `quiet.safetensors` (markers and mixing head) and, where it learned to correct itself, `correction.json`
+(`CorrectionConfig`). The public layout keeps the tensors among the model's own.
 """
 
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +32,7 @@ from .checkpoint_folder import (
     write_json,
 )
 from .config import QuietConfig
+from .correction import CorrectionConfig
 from .quantize import is_quantized, loading_options, settle
 from .quiet_model import QuietModel
 from .tokens import Tokens
@@ -40,6 +42,9 @@ __all__ = ["CheckpointError", "Layout", "Loaded", "load", "quiet_libraries", "sa
 Layout = Literal["quietserve", "public", "plain"]
 
 QUIET_CONFIG, QUIET_TENSORS = "quiet_config.json", "quiet.safetensors"
+CORRECTION = "correction.json"
+
+_Config = TypeVar("_Config", QuietConfig, CorrectionConfig)
 
 _LM = "backbone.lm."  # where a `QuietModel` has its language model
 
@@ -51,6 +56,7 @@ class Loaded:
     model: QuietModel
     tokens: Tokens
     name: str
+    correction: CorrectionConfig | None = None  # how it learned to correct itself, if it did
 
 
 def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantization: str = "none") -> Loaded:
@@ -89,7 +95,8 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
         raise CheckpointError(f"{folder}: the tokenizer lacks {quiet.start_token!r} or {quiet.end_token!r}")
     model = QuietModel(backbone, quiet, tuple(tokens.markers.values()), _stop_ids(quiet, tokens, folder))
     _fill(model, tensors, folder)
-    return Loaded(model.to(device).eval().requires_grad_(False), tokens, Path(path).resolve().name)
+    model = model.to(device).eval().requires_grad_(False)
+    return Loaded(model, tokens, Path(path).resolve().name, _correction(folder))
 
 
 def _adopt(lm: PreTrainedModel, folder: Path) -> Backbone:
@@ -115,6 +122,7 @@ def save(
     layout: Layout = "quietserve",
     allow_loss: bool = False,
     max_shard_size: str = "50GB",
+    correction: CorrectionConfig | None = None,
 ) -> None:
     """Write a checkpoint; it takes the place of one that is in the folder, whole or not at all.
 
@@ -126,6 +134,7 @@ def save(
         layout: ours, the public one, or the language model alone.
         allow_loss: write the public layout even if it has no place for some of `quiet`: see `public_layout.losses`.
         max_shard_size: of a file of tensors, as `save_pretrained` has it.
+        correction: how it learned to correct itself.
 
     Raises:
         CheckpointError: the layout cannot hold the model, `state` has other names, or it could not be written. What was in the
@@ -157,6 +166,8 @@ def save(
         if model.quiet and layout == "quietserve":
             write_json(aside / QUIET_CONFIG, model.quiet.to_dict())
             save_file(thinking, aside / QUIET_TENSORS)
+        if correction:
+            write_json(aside / CORRECTION, correction.to_dict())
 
 
 def _check_layout(model: QuietModel, layout: Layout, allow_loss: bool, folder: Path) -> None:
@@ -269,16 +280,24 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _own_quiet(folder: Path) -> tuple[QuietConfig, dict[str, Tensor]]:
-    file = folder / QUIET_CONFIG
+    quiet = _read_config(folder / QUIET_CONFIG, QuietConfig)
+    if not (folder / QUIET_TENSORS).exists():
+        raise CheckpointError(f"{folder / QUIET_TENSORS}: missing")
+    return quiet, load_file(folder / QUIET_TENSORS)
+
+
+def _correction(folder: Path) -> CorrectionConfig | None:
+    file = folder / CORRECTION
+    return _read_config(file, CorrectionConfig) if file.exists() else None
+
+
+def _read_config(file: Path, kind: type[_Config]) -> _Config:
     try:
-        quiet = QuietConfig.from_dict(read_json(file))
+        return kind.from_dict(read_json(file))
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
-    if not (folder / QUIET_TENSORS).exists():
-        raise CheckpointError(f"{folder / QUIET_TENSORS}: missing")
-    return quiet, load_file(folder / QUIET_TENSORS)
 
 
 def _eos_ids(lm: PreTrainedModel) -> list[int]:

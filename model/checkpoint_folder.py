@@ -29,6 +29,7 @@ _FILES = (  # what a checkpoint may consist of; anything else in its folder (a l
     "model-*-of-*.safetensors",
     "quiet_config.json",
     "quiet.safetensors",
+    "correction.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -39,6 +39,7 @@ def convert(args: argparse.Namespace) -> None:
         layout=args.layout,
         allow_loss=args.allow_loss,
         max_shard_size=args.max_shard_size,
+        correction=loaded.correction,
     )
     for loss in lost:
         print(f"lost: {loss}", file=sys.stderr)

@@ -64,15 +64,18 @@ class Tokens:
 
     def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, up to where the answer begins. Raises PromptError."""
+        return self.encode(self.render_text(messages, add_generation_prompt=add_generation_prompt), special=False)
+
+    def render_text(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The same as text. Raises PromptError."""
         if not self.has_chat_template:
             raise PromptError("this model has no chat template; use completions")
         try:
-            text = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
             raise PromptError(f"the chat template refuses these messages: {error}") from error
-        return self.encode(text, special=False)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of visible ids; tokens that end a text have none, unless `special` asks for their names."""

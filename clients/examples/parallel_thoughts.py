@@ -16,7 +16,7 @@ def main() -> None:
             thought_depth=12,
             num_thoughts=4,
             thought_temperature=2,  # the wildest; at 0 all thoughts would be the same
-            seed=7,
+            seed=8,
             return_thoughts=True,
         )
     for thought in reply.thoughts:

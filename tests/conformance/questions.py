@@ -4,11 +4,11 @@ MODEL = "quiet-small"
 QUICK, DEEP = "quiet-depth-0", "quiet-depth-12"  # presets of the server that `conftest.py` starts
 
 STORY = (
-    "A dial is at 3. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. Where is the dial now?"
+    "A dial is at 2. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. Where is the dial now?"
 )
 PROMPT = f"Question: {STORY}\nAnswer:"
-ANSWER = " 4"  # right: 3, 7, 2, 4
-BLURTED = " 2"  # wrong: what the model says when it may not think
+ANSWER = " 6"  # right: 2, 6, 3, 6
+BLURTED = " 4"  # wrong: what the model says when it may not think
 
 SWAPS = (
     "Anna has the ball. Ben, Carl, Dora, Emma and Fred have nothing. Anna and Ben swap on Monday. Who has the ball now?"

@@ -237,4 +237,4 @@ def test_the_readmes_questions_are_answered_right() -> None:
     prompts.append(loaded.tokens.render([{"role": "user", "content": swaps[1]}]))
     decoder = Decoder(loaded.model, loaded.tokens, Cache(loaded.model.backbone, 2, 128, 12))
     params = SamplingParams(max_tokens=8, temperature=0, thought_depth=12, thought_temperature=0)
-    assert [answer.text.strip() for answer in generate(decoder, prompts, params)] == ["4", "Ben"]
+    assert [answer.text.strip() for answer in generate(decoder, prompts, params)] == ["6", "Ben"]
