@@ -3,7 +3,14 @@
 import sys
 from importlib import import_module
 
-METHODS = {"pretrain": ".pretrain", "quiet-star": ".quiet_star", "study": ".study", "cost": ".cost"}
+METHODS = {
+    "pretrain": ".pretrain",
+    "quiet-star": ".quiet_star",
+    "study": ".study",
+    "cost": ".cost",
+    "attempts": ".attempts",
+    "score": ".score",
+}
 USAGE = f"usage: quietserve train {{{','.join(METHODS)}}} [arguments]; --help after a method lists its own"
 
 

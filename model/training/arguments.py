@@ -43,3 +43,18 @@ def require_families(args: argparse.Namespace, *names: str) -> None:
     """The same for lists of problem families."""
     for name in names:
         require(args, name, set(getattr(args, name)) <= set(FAMILIES), "among " + ", ".join(FAMILIES))
+
+
+def add_adapters(group: argparse._ArgumentGroup) -> None:
+    """The flags of adapters, and of the weights below them."""
+    add = group.add_argument
+    add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank and freeze the rest (0: no)")
+    add("--lora-alpha", type=float, default=16.0, help="their scale, over the rank (%(default)s)")
+    add("--lora-targets", nargs="+", default=[], metavar="LAYER", help="layers that have one (every linear one)")
+    add("--lora-dropout", type=float, default=0.0, help="of their inputs (%(default)s)")
+    add(
+        "--quantization",
+        default="none",
+        choices=["none", "bnb-8bit", "bnb-4bit"],
+        help="of frozen weights (%(default)s)",
+    )

@@ -9,7 +9,7 @@ Batch k is a function of (seed, k) alone, so a resumed run needs no position in 
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -77,8 +77,8 @@ def _idle_talk(rng: random.Random) -> str:
     return "".join(f" {word}" for word in (IDLE_WORDS[0], *rng.choices(IDLE_WORDS, k=rng.randint(1, 9))))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the generated corpus.
+def build_tokenizer(corpus: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on a corpus, that of the thinking families if there is no other.
 
     Byte-level BPE whose vocabulary is the 256 bytes and every word of the corpus, found whole and not by merges: any
     text survives the round trip, and no row of the embedding is spent on halves of words.
@@ -86,7 +86,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     words = Tokenizer(models.WordLevel())
     words.pre_tokenizer = splitter
-    words.train_from_iterator(_sample_corpus(), trainers.WordLevelTrainer(vocab_size=10_000, show_progress=False))
+    words.train_from_iterator(
+        _sample_corpus() if corpus is None else corpus,
+        trainers.WordLevelTrainer(vocab_size=10_000, show_progress=False),
+    )
     known = sorted(set(words.get_vocab()) | set(pre_tokenizers.ByteLevel.alphabet()))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *known])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))

@@ -47,14 +47,20 @@ def _judge(
 ) -> tuple[Tensor, Tensor]:
     logits_KV = model.logits(hidden_KH)
     logprobs_KV = (logits_KV if temperature == 1 else logits_KV / temperature).log_softmax(-1)
-    chosen_K = logprobs_KV.gather(-1, targets_K.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    if model.stop_ids:
-        ends_K = logprobs_KV[:, sorted(model.stop_ids)].logsumexp(-1)
-        # where() keeps what is not asked for out of the gradient, -inf among it.
-        chosen_K = torch.where(targets_K == ENDS, ends_K, chosen_K)
+    chosen_K = pick(logprobs_KV, targets_K, model.stop_ids)
     with torch.no_grad():
         entropy_K = _entropy(logprobs_KV) if with_entropy else torch.zeros_like(chosen_K)
     return chosen_K, entropy_K
+
+
+def pick(logprobs_KV: Tensor, targets_K: Tensor, stop_ids: frozenset[int]) -> Tensor:
+    """The log-probability [K] of each target; that of ENDS is any stop token's."""
+    chosen_K = logprobs_KV.gather(-1, targets_K.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    if not stop_ids:
+        return chosen_K
+    ends_K = logprobs_KV[:, sorted(stop_ids)].logsumexp(-1)
+    # where() keeps what is not asked for out of the gradient, -inf among it.
+    return torch.where(targets_K == ENDS, ends_K, chosen_K)
 
 
 def _entropy(logprobs_KV: Tensor) -> Tensor:

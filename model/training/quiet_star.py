@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from .arguments import require, require_families, require_least, run
+from .arguments import add_adapters, require, require_families, require_least, run
 from .loop import LoopConfig
 from .lora import Lora
 from .objective import Arm, ThinkingConfig
@@ -232,16 +232,7 @@ def _add_learning(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank and freeze the rest (0: no)")
-    add("--lora-alpha", type=float, default=16.0, help="their scale, over the rank (%(default)s)")
-    add("--lora-targets", nargs="+", default=[], metavar="LAYER", help="layers that have one (every linear one)")
-    add("--lora-dropout", type=float, default=0.0, help="of their inputs (%(default)s)")
-    add(
-        "--quantization",
-        default="none",
-        choices=["none", "bnb-8bit", "bnb-4bit"],
-        help="of frozen weights (%(default)s)",
-    )
+    add_adapters(group)
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights (%(default)s)")
     add(
         "--precision",

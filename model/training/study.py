@@ -128,7 +128,7 @@ def _report(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 def _measure(args: argparse.Namespace, name: str, loaded: Loaded, family: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Row, metric, depth, to a cell."""
     rows: dict[str, dict[str, dict[str, Any]]] = {row: {"generated": {}} for row in ROWS_OF[name]}
-    for depth in [0] if name == "continued" else args.depths:
+    for depth in _depths(args, name):
         recorder = Recorder()
         own = _accuracy(args, loaded, family, depth, _pause(loaded) if name == "pause" else recorder)
         if depth and name in THINKING:
@@ -140,20 +140,25 @@ def _measure(args: argparse.Namespace, name: str, loaded: Loaded, family: str) -
                 choose = _spoil(args, row, loaded, recorder.thoughts)
                 rows[row]["generated"][str(depth)] = _accuracy(args, loaded, family, depth, choose)
     if name in FURTHER:
-        rows[name] |= _further(args, loaded, family, FURTHER[name])
+        rows[name] |= _further(args, loaded, family, name)
     return rows
 
 
-def _further(args: argparse.Namespace, loaded: Loaded, family: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """Metric to cells by depth."""
+def _depths(args: argparse.Namespace, name: str) -> list[int]:
+    """Where a row is measured: pauses are all alike, and without thoughts there is no depth."""
+    return {"continued": [0], "pause": [0, max(args.depths)]}.get(name, args.depths)
+
+
+def _further(args: argparse.Namespace, loaded: Loaded, family: str, name: str) -> dict[str, Any]:
+    """Metric to cells by depth; of what is not trained the deepest is enough."""
     report = evaluate(
         loaded,
-        args.depths,
+        args.depths if name in TRAINED else [0, max(args.depths)],
         args.n,
         args.problem_seed,
         [family],
         thought_temperature=1.0,
-        metrics=metrics,
+        metrics=FURTHER[name],
         positions=args.positions,
     )
     return report["tasks"][family]

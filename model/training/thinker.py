@@ -47,7 +47,7 @@ def open_thinker(base: str | Path, config: ThinkerConfig, device: str = "cpu") -
     if config.gradient_checkpointing:
         lm: Any = model.backbone.lm  # the method's name changed within the versions we take
         getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)({"use_reentrant": False})
-    return Loaded(model, loaded.tokens, loaded.name)
+    return replace(loaded, model=model)
 
 
 def _give_thoughts(loaded: Loaded, config: ThinkerConfig) -> QuietModel:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import checkpoint
 from ..checkpoint import Loaded
 from ..sampling import hash_key
 from .batches import Batch
 from .loop import Loop, LoopConfig, decay_linearly, drop_lines_after, make_optimizer, step_rng
-from .lora import Lora, merge
+from .lora import Lora
 from .objective import Objective, Sampled, Sums, ThinkingConfig
 from .problem_texts import ProblemTexts
 from .processes import Processes
 from .thinker import ThinkerConfig, decoder_layers, open_thinker
+from .trained import choose_what_learns, save
 
 if TYPE_CHECKING:
     from .corpus import Corpus
@@ -70,7 +70,7 @@ class Trainer:
         self._processes, self._folder = processes, folder
         self.loaded = open_thinker(config.base, opening, str(processes.device))
         thinking = replace(thinking, pause_token=pause_token(self.loaded))
-        self._choose_what_learns(thinking)
+        choose_what_learns(self.loaded.model, config.lora, thinking=thinking.arm != "continued")
         layers = decoder_layers(self.loaded.model.backbone.lm)
         self.model = processes.spread(Objective(self.loaded.model, thinking), layers, "sample")
         self._objective: Objective = processes.unwrap(self.model)
@@ -113,30 +113,18 @@ class Trainer:
         return self._facts(found, counts_3)
 
     def save(self) -> None:
-        """Write the checkpoint; adapters are merged into a base that is read anew."""
+        """Write the checkpoint."""
         state = {name.removeprefix("model."): value for name, value in self._processes.weights(self.model).items()}
-        if not self._processes.is_main:
-            return
-        tokenizer, lora = self.loaded.tokens.tokenizer, self._config.lora
-        if not lora:
-            checkpoint.save(self.loaded.model, tokenizer, self._folder, state=state)
-            return
-        lm_state = {k.removeprefix("backbone.lm."): v for k, v in state.items() if k.startswith("backbone.lm.")}
-        lora.save(lm_state, str(self._config.base), self._folder)
-        whole = open_thinker(self._config.base, replace(self._opening, quantization="none")).model
-        lora.add_to(whole.backbone.lm)
-        whole.load_state_dict({k: v for k, v in state.items() if _is_learned(k)}, strict=False)
-        merge(whole.backbone.lm)
-        checkpoint.save(whole, tokenizer, self._folder)
-
-    def _choose_what_learns(self, thinking: ThinkingConfig) -> None:
-        model = self.loaded.model
-        if self._config.lora:
-            self._config.lora.add_to(model.backbone.lm)
-        for name, parameter in model.named_parameters():
-            of_lm = name.startswith("backbone.")
-            learns = not self._config.lora or "lora_" in name if of_lm else thinking.arm != "continued"
-            parameter.requires_grad_(learns)
+        if self._processes.is_main:
+            config, opening = self._config, replace(self._opening, quantization="none")
+            save(
+                self.loaded,
+                state,
+                self._folder,
+                config.lora,
+                config.base,
+                lambda: open_thinker(config.base, opening).model,
+            )
 
     def _think(self, batch: Batch, step: int, depth: int) -> tuple[list[Batch], list[Sampled | None]]:
         """This process's texts, in parts that fit into memory, and their thoughts."""
@@ -184,7 +172,3 @@ def pause_token(loaded: Loaded) -> int:
     pad, model = loaded.tokens.tokenizer.pad_token_id, loaded.model
     spoken = model.stop_ids | set(model.hidden_ids.tolist())
     return pad if pad is not None and pad not in spoken else min(set(range(model.backbone.vocab_size)) - spoken)
-
-
-def _is_learned(name: str) -> bool:
-    return "lora_" in name or not name.startswith("backbone.")

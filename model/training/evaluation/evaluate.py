@@ -26,17 +26,22 @@ from ...checkpoint import Loaded
 from ...thoughts import Choose
 from ..arguments import run
 from ..loop import write_aside
-from ..tasks import FAMILIES
+from ..tasks import EVERY, FAMILIES
 from ..tasks.files import read_items
 from ..tasks.item import Item, Wording
-from . import generated, majority, perplexity, plot, scored
+from . import corrected, generated, majority, perplexity, plot, scored
 from .evaluation import PERPLEXITY, Evaluation, Measured
 from .family_items import draw_items
 from .flags import check, check_depths, make_parser, read_wording
 from .intervals import bootstrap
 from .table import table
 
-_OF_ITEMS = {"generated": generated.measure, "scored": scored.measure, "maj": majority.measure}
+_OF_ITEMS = {
+    "generated": generated.measure,
+    "scored": scored.measure,
+    "maj": majority.measure,
+    "corrected": corrected.measure,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,13 +112,11 @@ def evaluate(
 
 def _open_tasks(names: Sequence[str], n: int, seed: int, wording: Wording) -> dict[str, Sequence[Item]]:
     """Items by the task's name."""
-    known = ", ".join(FAMILIES)
+    known = ", ".join(EVERY)
     for name in names:
-        if name not in FAMILIES and not Path(name).exists():
+        if name not in EVERY and not Path(name).exists():
             raise ValueError(f"--tasks is {name}; it must be among {known}, or a JSONL file that exists")
-    return {
-        name: draw_items(name, n, seed) if name in FAMILIES else read_items(Path(name), wording)[:n] for name in names
-    }
+    return {name: draw_items(name, n, seed) if name in EVERY else read_items(Path(name), wording)[:n] for name in names}
 
 
 def _measure(

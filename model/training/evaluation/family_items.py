@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..documents import DASH, write_prompt
-from ..tasks import FAMILIES, Problem, problems
+from ..tasks import EVERY, Problem, problems
 
 NUM_DISTRACTORS = 4  # with the right answer five choices, as many as CommonsenseQA gives
 
@@ -58,7 +58,7 @@ class FamilyItem:
 
     def verify(self, text: str) -> bool:
         """As the family judges it."""
-        return FAMILIES[self.problem.family].verify(self.problem, text)
+        return EVERY[self.problem.family].verify(self.problem, text)
 
     def extract(self, text: str) -> str | None:
         """What stands behind the dash that ends the aside."""

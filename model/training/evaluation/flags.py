@@ -11,7 +11,7 @@ from ...bundled import DEFAULT
 from ...checkpoint import Loaded
 from ...quantize import Quantization
 from ..arguments import require, require_least
-from ..tasks import FAMILIES
+from ..tasks import EVERY, FAMILIES
 from ..tasks.files import EXAMPLES
 from ..tasks.item import Wording
 from . import plot
@@ -37,7 +37,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def _add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=DEFAULT, help="checkpoint folder (the bundled one)")
-    add("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(FAMILIES)}, and JSONL files (all families)")
+    add("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(EVERY)}, and JSONL files (the first six)")
     metrics = ", ".join(METRICS)
     add("--metrics", nargs="+", default=["generated"], metavar="METRIC", help=f"of {metrics} (generated)")
     add("--depths", type=_depths, default=[0, 4, 8, 12], help="thought depths, with commas between (0,4,8,12)")

@@ -14,6 +14,10 @@ _BLOCKS: list[tuple[str, str | None, str]] = [
     ("scored", "likeliest", "likeliest choice right"),
     ("maj", None, "majority of {samples} chains right"),
     ("maj", "single", "one chain of thought right"),
+    ("corrected", "t1", "first answer right"),
+    ("corrected", None, "second answer right"),
+    ("corrected", "delta", "gained by correction"),
+    ("corrected", "gap", "more than behind another's answer"),
     ("perplexity", None, "perplexity"),
     ("perplexity", "gain", "gain over the base, nats a token"),
 ]

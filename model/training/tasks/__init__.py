@@ -6,10 +6,22 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from . import chains, dial, karel, signed, sums, swaps
-from .problem import MAX_STEPS, Family, Problem
+from . import chains, dial, karel, routes, signed, signed_sum, sums, swaps
+from .problem import MAX_STEPS, Family, Problem, Search
 
-__all__ = ["FAMILIES", "MAX_STEPS", "Family", "Problem", "Split", "draw", "is_held_out", "problems"]
+__all__ = [
+    "EVERY",
+    "FAMILIES",
+    "MAX_STEPS",
+    "SEARCHES",
+    "Family",
+    "Problem",
+    "Search",
+    "Split",
+    "draw",
+    "is_held_out",
+    "problems",
+]
 
 Split = Literal["train", "held_out"]
 FAMILIES: dict[str, Family] = {
@@ -20,6 +32,12 @@ FAMILIES: dict[str, Family] = {
     "signed": signed,
     "karel": karel,
 }
+SEARCHES: dict[str, Search] = {
+    "signed-sum": signed_sum.compact,
+    "signed-sum-worded": signed_sum.worded,
+    "routes": routes,
+}
+EVERY: dict[str, Family] = {**FAMILIES, **SEARCHES}
 NUM_BUCKETS = 16
 MAX_TRIES = 2000
 
@@ -41,18 +59,20 @@ def problems(
     split: Split,
     families: Sequence[str] = tuple(FAMILIES),
     seed: int = 0,
-    steps: Sequence[int] = tuple(range(1, MAX_STEPS + 1)),
+    steps: Sequence[int] | None = None,
 ) -> Iterator[Problem]:
     """Endless distinct problems, families and numbers of steps in turn, the same for the same arguments.
 
+    `steps`: None is every number that the first family's problems have.
+
     Raises ValueError for an unknown family, and when no new problem is left (about 450 held-out dials of one step).
     """
-    if unknown := [name for name in families if name not in FAMILIES]:
-        raise ValueError(f"unknown family {unknown[0]!r}; the families are {', '.join(FAMILIES)}")
+    if unknown := [name for name in families if name not in EVERY]:
+        raise ValueError(f"unknown family {unknown[0]!r}; the families are {', '.join(EVERY)}")
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
-    for num_steps, name in itertools.cycle(itertools.product(steps, families)):
-        problem = _draw_new(rng, split, FAMILIES[name], num_steps, seen)
+    for num_steps, name in itertools.cycle(itertools.product(steps or EVERY[families[0]].steps, families)):
+        problem = _draw_new(rng, split, EVERY[name], num_steps, seen)
         seen.add(problem.question)
         yield problem
 

@@ -2,9 +2,10 @@
 
 import random
 
-from .problem import DIGITS, Problem, is_answer, name_steps, narrate, write_notes
+from .problem import DIGITS, STEPS, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "chains"
+steps = STEPS
 verify = is_answer
 
 LETTERS = ("a", "b", "c", "d", "e", "f", "g", "h")

@@ -2,9 +2,10 @@
 
 import random
 
-from .problem import DIGITS, Problem, is_answer, name_steps, narrate, write_notes
+from .problem import DIGITS, STEPS, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "dial"
+steps = STEPS
 verify = is_answer
 
 STARTS = ("A dial is at {state}.", "The dial is at {state}.", "A dial starts at {state}.")

@@ -10,6 +10,7 @@ WOMEN: tuple[str, ...] = ("Alice", "Anna", "Clara", "Dora", "Emma", "Mary")
 MEN: tuple[str, ...] = ("Ben", "Bob", "Carl", "David", "Jack", "Tom")
 DIGITS = tuple("0123456789")
 MAX_STEPS = len(DAYS)
+STEPS = range(1, MAX_STEPS + 1)
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,36 @@ class Problem:
     working: str  # " Monday 6 Tuesday 0": for every step its key and the state after it, one token each
     num_steps: int
     answers: tuple[str, ...] = ()  # every answer that the question admits, the right one among them
+    facts: tuple[int, ...] = ()  # what the question says, where many answers are right: a verifier works from it
 
 
 class Family(Protocol):
-    """A kind of problem: a module with these three names."""
+    """A kind of problem: a module, or an object, with these names."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called by."""
+        ...
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """The numbers of steps that its problems have."""
+        ...
 
     def sample(self, rng: random.Random, num_steps: int) -> Problem:
-        """Draw a problem of `num_steps` steps (1 to 7)."""
+        """Draw a problem of `num_steps` steps."""
         ...
 
     def verify(self, problem: Problem, text: str) -> bool:
         """Whether `text`, the whole of what was said after "Answer:", is the right answer."""
+        ...
+
+
+class Search(Family, Protocol):
+    """A kind of problem that is easier to check than to solve: an answer shows its steps, and where it fails."""
+
+    def attempt(self, rng: random.Random, problem: Problem) -> str:
+        """Draw an answer whose every step is true, whether or not it gets there."""
         ...
 
 

@@ -2,9 +2,10 @@
 
 import random
 
-from .problem import Problem, is_answer, listed, name_steps, write_notes
+from .problem import STEPS, Problem, is_answer, listed, name_steps, write_notes
 
 name = "signed"
+steps = STEPS
 verify = is_answer
 
 MODULUS = 11

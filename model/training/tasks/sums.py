@@ -5,9 +5,10 @@ Counts stay between 0 and 12. Doubling and halving make the order matter: no ste
 
 import random
 
-from .problem import MEN, WOMEN, Problem, is_answer, name_steps, narrate, write_notes
+from .problem import MEN, STEPS, WOMEN, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "sums"
+steps = STEPS
 verify = is_answer
 
 MOST = 12

@@ -5,9 +5,10 @@ One thing only: with two or three, which small models must tell apart at the fir
 
 import random
 
-from .problem import Problem, is_answer, listed, name_steps, narrate, write_notes
+from .problem import STEPS, Problem, is_answer, listed, name_steps, narrate, write_notes
 
 name = "swaps"
+steps = STEPS
 verify = is_answer
 
 PEOPLE: tuple[str, ...] = ("Anna", "Ben", "Carl", "Dora", "Emma", "Fred")

@@ -16,7 +16,7 @@ from quietserve.model.training.evaluation import evaluate as module
 from quietserve.model.training.evaluation import plot
 from quietserve.model.training.evaluation.evaluate import evaluate
 from quietserve.model.training.evaluation.family_items import draw_items
-from quietserve.model.training.tasks import FAMILIES
+from quietserve.model.training.tasks import EVERY, FAMILIES
 from quietserve.model.training.tasks.files import EXAMPLES
 from quietserve.model.training.tasks.item import Wording
 from quietserve.model.training.tasks.numeric import Numeric
@@ -155,7 +155,7 @@ def test_a_report_is_a_function_of_its_seed(thinker: Path, capsys: pytest.Captur
         (["--metrics", "bleu"], "--metrics is bleu; it must be among generated, scored, maj, perplexity"),
         (
             ["--tasks", "chess"],
-            f"--tasks is chess; it must be among {', '.join(FAMILIES)}, or a JSONL file that exists",
+            f"--tasks is chess; it must be among {', '.join(EVERY)}, or a JSONL file that exists",
         ),
         (
             ["--text", "a.txt"],

@@ -1,0 +1,160 @@
+"""Make the base that learns to correct itself: a small Llama that attempts problems, and attempts them again when told to.
+
+Some documents hold one attempt, the others two, with the instruction between them. An attempt is a solution, or with the
+share `--random` one drawn at random, whose steps are true and which mostly fails: or the base would learn to claim that it
+got there. The second attempt has nothing to do with the first, or repeats it, with the share `--copies`; so before it is
+trained (SCoRe, arXiv 2409.12917) the base's second answer is no better than its first.
+"""
+
+import argparse
+import itertools
+import random
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from .. import checkpoint
+from ..backbone import Backbone
+from ..correction import INSTRUCTION, CorrectionConfig, bridge, next_prompt
+from ..quiet_model import QuietModel
+from ..tokens import Tokens
+from .arguments import require, require_least, run
+from .batches import Batch, pad
+from .documents import PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
+from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
+from .pretrain import build_model, document_loss
+from .processes import Processes
+from .tasks import SEARCHES, Problem, Search, draw, problems
+
+FIRST = next(iter(SEARCHES))
+
+
+class Attempts:
+    """Documents of one or two attempts.
+
+    Args:
+        tokenizer: knows the families' words and the instruction's.
+        families: whose problems.
+        instruction: said between two attempts.
+        random_share: of attempts that are drawn at random.
+        copies: share of second attempts that repeat the first.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        families: list[Search],
+        instruction: str,
+        random_share: float,
+        copies: float,
+    ) -> None:
+        self._tokens, self._families = Tokens(tokenizer), families
+        self._random_share, self._copies = random_share, copies
+        self._between = bridge(self._tokens, instruction)
+        self._pad = token_id(tokenizer, PAD)
+
+    def batch(self, rng: random.Random, size: int) -> Batch:
+        """Draw `size` documents; of prompts and instructions little counts, of attempts everything."""
+        rows, weights = zip(*(self._document(rng) for _ in range(size)), strict=True)
+        return pad(rows, weights, self._pad)
+
+    def _document(self, rng: random.Random) -> tuple[list[int], list[float]]:
+        family = rng.choice(self._families)
+        problem = draw(rng, "train", family, rng.choice(family.steps))
+        prompt, answer = self._tokens.encode(write_prompt(problem)), self._attempt(rng, family, problem)
+        weights = [0.0, *_light(prompt[1:]), *[1.0] * len(answer)]
+        if rng.random() < 0.5:
+            return [*prompt, *answer], weights
+        second = answer if rng.random() < self._copies else self._attempt(rng, family, problem)
+        told = next_prompt(prompt, answer, self._tokens.eos_ids, self._between)  # whose bridge ends the answer, too
+        return [*told, *second], [*weights, *_light(self._between[1:]), *[1.0] * len(second)]
+
+    def _attempt(self, rng: random.Random, family: Search, problem: Problem) -> list[int]:
+        text = family.attempt(rng, problem)
+        if rng.random() >= self._random_share:
+            while not family.verify(problem, text):
+                text = family.attempt(rng, problem)
+        return [*self._tokens.encode(f" {text}", special=False), *self._tokens.eos_ids]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train attempts`."""
+    return run(_parser(), train, argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as the arguments say and write the base into `args.out`."""
+    _check(args)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    families = [SEARCHES[name] for name in args.families]
+    tokenizer = build_tokenizer(_corpus(args))
+    model = build_model(tokenizer, args.width, args.layers, args.heads)
+    recipe = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "threads")}
+    loop = Loop(
+        model,
+        make_optimizer(model, args.weight_decay),
+        lambda step: decay_linearly(step, args.steps, args.lr, args.warmup),
+        LoopConfig(args.steps, seed=args.seed, save_every=args.save_every),
+        args.out,
+        recipe,
+        Processes(cpu=True),
+    )
+    if not (args.resume and loop.resume()):
+        loop.start_afresh()
+    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies)
+
+    def work(step: int) -> dict[str, float]:
+        loss = document_loss(model, attempts.batch(step_rng(args.seed, step), args.batch))
+        loss.backward()
+        return {"loss": loss.item()}
+
+    loop.run(work)
+    correction = CorrectionConfig(args.instruction)
+    checkpoint.save(QuietModel(Backbone(model.eval())), tokenizer, args.out, correction=correction)
+
+
+def _corpus(args: argparse.Namespace) -> list[str]:
+    drawn = itertools.islice(problems("train", args.families), 3000)
+    return [
+        *(f"{write_prompt(problem)} {problem.answer}" for problem in drawn),
+        f"Question: {args.instruction}\nAnswer:",
+    ]
+
+
+def _light(ids: list[int]) -> list[float]:
+    """Weights of what can hardly be foretold."""
+    return [QUESTION_WEIGHT] * len(ids)
+
+
+def _check(args: argparse.Namespace) -> None:
+    require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
+    require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
+    for name in ("random", "copies"):
+        require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
+    require(args, "lr", args.lr > 0, "above 0")
+    require(args, "families", set(args.families) <= set(SEARCHES), "among " + ", ".join(SEARCHES))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quietserve train attempts", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the base, the log and the state to resume from")
+    add("--seed", type=int, default=0, help="same seed, same base (%(default)s)")
+    add("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    add("--families", nargs="+", default=[FIRST], metavar="NAME", help=f"of {', '.join(SEARCHES)} ({FIRST})")
+    add("--instruction", default=INSTRUCTION, help="said between two attempts (%(default)r)")
+    add("--random", type=float, default=0.3, help="share of attempts that are drawn at random (%(default)s)")
+    add("--copies", type=float, default=0.0, help="share of second attempts that repeat the first (%(default)s)")
+    add("--steps", type=int, default=3000, help="updates (%(default)s)")
+    add("--batch", type=int, default=64, help="documents an update (%(default)s)")
+    add("--lr", type=float, default=2.5e-3, help="highest learning rate (%(default)s)")
+    add("--warmup", type=int, default=50, help="updates of warm-up (%(default)s)")
+    add("--weight-decay", type=float, default=0.01, help="of matrices (%(default)s)")
+    add("--width", type=int, default=64, help="hidden size (%(default)s)")
+    add("--layers", type=int, default=3, help="decoder layers (%(default)s)")
+    add("--heads", type=int, default=4, help="attention heads (%(default)s)")
+    add("--save-every", type=int, default=200, help="updates between saved states (%(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads; a run repeats bit for bit on one (%(default)s)")
+    return parser

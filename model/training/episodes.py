@@ -1,0 +1,119 @@
+"""Two attempts at each problem, decoded by what serves: an answer, the instruction, and another answer.
+
+The second prompt is made of the very ids the first attempt decided (`correction.next_prompt`), and what the first turn left in
+the cache is not read again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..cache import Cache
+from ..checkpoint import Loaded
+from ..config import SamplingParams
+from ..correction import CorrectionConfig, bridge, next_prompt
+from ..decode import Decoder, generate
+from ..progress import Generation
+from ..quiet_model import QuietModel
+from ..sampling import hash_key
+from .tasks.item import Item
+
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One attempt."""
+
+    prompt: list[int]
+    answer: Generation
+    right: bool
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the answer, its end included."""
+        return [token.id for token in self.answer.tokens]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A problem's attempts, the first by somebody else where it is not `own`."""
+
+    turns: tuple[Turn, Turn]
+    own: bool = True
+
+
+@dataclass(frozen=True)
+class Player:
+    """How attempts are made. Two with the same fields and weights make the same ones.
+
+    Raises PromptError where the instruction cannot be said.
+    """
+
+    loaded: Loaded
+    correction: CorrectionConfig
+    max_tokens: int
+    temperature: float = 1.0
+    depth: int = 0
+    thought_temperature: float = 1.0
+    stop: tuple[str, ...] = ()
+    at_once: int = 256  # attempts
+    between: list[int] = field(init=False)  # two attempts
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "between", bridge(self.loaded.tokens, self.correction.instruction))
+
+    def play(
+        self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel, first: QuietModel | None = None
+    ) -> list[Episode]:
+        """Attempt every item twice, each with its own seed; `first` makes the first attempts, or the model itself."""
+        with_cache = self._decoder(model, items)
+        firsts = self.attempt(
+            items, self.prompts(items), seeds, 1, self._decoder(first, items) if first else with_cache
+        )
+        seconds = self.attempt(items, [self.next_prompt(turn) for turn in firsts], seeds, 2, with_cache)
+        return [Episode(pair, own=first is None) for pair in zip(firsts, seconds, strict=True)]
+
+    def swap(
+        self, items: Sequence[Item], seeds: Sequence[int], episodes: Sequence[Episode], model: QuietModel
+    ) -> list[Turn]:
+        """Second attempts, each behind the first attempt at the problem before it in place of its own."""
+        prompts = self.prompts(items)
+        others = [episodes[number - 1].turns[0] for number in range(len(items))]
+        told = [self.next_prompt(replace(other, prompt=own)) for own, other in zip(prompts, others, strict=True)]
+        return self.attempt(items, told, seeds, TURNS, self._decoder(model, items))
+
+    def prompts(self, items: Sequence[Item]) -> list[list[int]]:
+        """Of the first turn."""
+        return [self.loaded.tokens.encode(item.prompt) for item in items]
+
+    def next_prompt(self, turn: Turn) -> list[int]:
+        """Of the turn behind it."""
+        return next_prompt(turn.prompt, turn.ids, self.loaded.tokens.eos_ids, self.between)
+
+    def attempt(
+        self, items: Sequence[Item], prompts: Sequence[list[int]], seeds: Sequence[int], turn: int, decoder: Decoder
+    ) -> list[Turn]:
+        """One turn of each; turns count from 1."""
+        depth = self.correction.depth(self.depth, turn == TURNS)
+        params = [
+            SamplingParams(
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                seed=hash_key(seed, turn),
+                stop=self.stop,
+                thought_depth=depth,
+                thought_temperature=self.thought_temperature,
+            )
+            for seed in seeds
+        ]
+        answers = generate(decoder, prompts, params)
+        return [
+            Turn(prompt, answer, item.verify(answer.text))
+            for item, prompt, answer in zip(items, prompts, answers, strict=True)
+        ]
+
+    def _decoder(self, model: QuietModel, items: Sequence[Item]) -> Decoder:
+        """A new one each time: what a cache holds is the weights' of that moment."""
+        longest = max(map(len, self.prompts(items))) + TURNS * self.max_tokens + len(self.between)
+        cache = Cache(model.backbone, min(self.at_once, len(items)), longest, self.depth)
+        return Decoder(model, self.loaded.tokens, cache, prefill_chunk=4096)

@@ -1,0 +1,125 @@
+"""A model as a policy over conversations: how likely its choices were, and how far it has moved from a reference.
+
+Everything a model chose counts: visible tokens under the mixed distribution, the tokens of the thoughts before them, and where
+those ended. Both models read the same text and the same thoughts, in one forward each.
+
+Shape letters: as in `transcripts`; N choices that were made, D = 2 turns.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..quiet_model import QuietModel
+from ..thoughts import replay
+from .episodes import Episode, Player
+from .logprobs import MAX_LOGITS, pick
+from .tasks.item import Item
+from .transcripts import NOTHING, Transcript
+
+Divergence = Literal["exact", "sampled"]
+
+
+class Judged(NamedTuple):
+    """Sums over the choices of each turn."""
+
+    logprob_BD: Tensor
+    divergence_BD: Tensor  # KL(policy || reference) in nats; `exact` has a gradient, `sampled` has none
+
+
+class _Choices(NamedTuple):
+    """Every choice of a transcript, in one order."""
+
+    hidden_NH: Tensor
+    chosen_N: Tensor
+    cells_N: Tensor  # episode * 2 + turn
+
+
+class Policy(nn.Module):
+    """The model under training.
+
+    Args:
+        model: the model.
+        divergence: `exact`: over the whole vocabulary at every choice; `sampled`: the difference of log-probabilities of what
+            was chosen, which costs no logits of the reference's but is noise where `exact` is none.
+        temperature: at which visible tokens were sampled; log-probabilities are those of what was sampled from.
+    """
+
+    def __init__(self, model: QuietModel, divergence: Divergence = "exact", temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model, self.divergence, self.temperature = model, divergence, temperature
+
+    def play(
+        self, player: Player, items: Sequence[Item], seeds: Sequence[int], first: QuietModel | None = None
+    ) -> list[Episode]:
+        """Attempt every item twice, as `Player.play` has it."""
+        self.eval()  # no dropout in what is to be judged
+        return player.play(items, seeds, self.model, first)
+
+    def forward(self, told: Transcript, reference: QuietModel | None) -> Judged:
+        """Judge every turn; without a reference nothing diverges."""
+        self.train()
+        own = _choices(self.model, told)
+        with torch.no_grad():
+            theirs = own if reference is None else _choices(reference, told)
+        logprob_N, divergence_N = self._compare(own, theirs, reference or self.model)
+        size = (2 * len(told.ids_BT),)
+        sums = [x.new_zeros(size).index_add(0, own.cells_N, x).view(-1, 2) for x in (logprob_N, divergence_N)]
+        return Judged(*sums)
+
+    def _compare(self, own: _Choices, theirs: _Choices, reference: QuietModel) -> tuple[Tensor, Tensor]:
+        """In parts: the logits of all choices at once might be most of the memory."""
+        size = max(1, MAX_LOGITS // self.model.backbone.vocab_size)
+        if len(own.chosen_N) <= size:
+            return self._compare_part(own.hidden_NH, theirs.hidden_NH, own.chosen_N, reference)
+        found = [
+            checkpoint(self._compare_part, own_NH, their_NH, chosen_N, reference, use_reentrant=False)
+            for own_NH, their_NH, chosen_N in zip(
+                own.hidden_NH.split(size), theirs.hidden_NH.split(size), own.chosen_N.split(size), strict=True
+            )
+        ]
+        logprobs, divergences = zip(*found, strict=True)
+        return torch.cat(logprobs), torch.cat(divergences)
+
+    def _compare_part(
+        self, own_NH: Tensor, their_NH: Tensor, chosen_N: Tensor, reference: QuietModel
+    ) -> tuple[Tensor, Tensor]:
+        logprobs_NV = self._logprobs(self.model, own_NH)
+        with torch.no_grad():
+            their_NV = self._logprobs(reference, their_NH)
+        logprob_N = pick(logprobs_NV, chosen_N, self.model.stop_ids)
+        if self.divergence == "sampled":
+            return logprob_N, (logprob_N - pick(their_NV, chosen_N, self.model.stop_ids)).detach()
+        least = torch.finfo(logprobs_NV.dtype).min  # the markers have no probability, and 0 times -inf is no number
+        ratio_NV = logprobs_NV.clamp(min=least) - their_NV.clamp(min=least)
+        return logprob_N, (logprobs_NV.exp() * ratio_NV).sum(-1)
+
+    def _logprobs(self, model: QuietModel, hidden_NH: Tensor) -> Tensor:
+        logits_NV = model.logits(hidden_NH)
+        return (logits_NV if self.temperature == 1 else logits_NV / self.temperature).log_softmax(-1)
+
+
+def _choices(model: QuietModel, told: Transcript) -> _Choices:
+    """States behind which the choices were made."""
+    thinking_BK = told.at_BK[:, : told.own_BKG.shape[1]].clamp(min=0)
+    base_BTH, own_BKGH = replay(model, told.ids_BT, thinking_BK, told.own_BKG)
+    made_BK = told.at_BK >= 0
+    cells_BK = 2 * torch.arange(len(made_BK), device=made_BK.device)[:, None] + told.turns_BK
+    behind_BKH = base_BTH.gather(1, told.at_BK.clamp(min=0)[..., None].expand(-1, -1, base_BTH.shape[-1]))
+    if not told.own_BKG.shape[1]:
+        return _Choices(behind_BKH[made_BK], told.chosen_BK[made_BK], cells_BK[made_BK])
+    end_BK = (told.choices_BKL >= 0).sum(-1) + 1
+    after_BKH = own_BKGH.gather(2, end_BK[..., None, None].expand(-1, -1, 1, own_BKGH.shape[-1])).squeeze(2)
+    mixed_BKH, _ = model.mix(behind_BKH, after_BKH)
+    visible_BKH = torch.where(told.thought_BK[..., None], mixed_BKH, behind_BKH)
+    hidden_BKLH = own_BKGH[:, :, : told.choices_BKL.shape[-1]]
+    made_BKL = told.choices_BKL != NOTHING
+    cells_BKL = cells_BK[..., None].expand_as(made_BKL)
+    return _Choices(
+        torch.cat([visible_BKH[made_BK], hidden_BKLH[made_BKL]]),
+        torch.cat([told.chosen_BK[made_BK], told.choices_BKL[made_BKL]]),
+        torch.cat([cells_BK[made_BK], cells_BKL[made_BKL]]),
+    )

@@ -1,0 +1,238 @@
+"""Teach a model to correct itself: two-stage reinforcement learning on its own second attempts.
+
+Stage I moves the second turn while an anchor holds the first where it was; stage II rewards both, and the second for what it
+gained over the first. SCoRe (arXiv 2409.12917), "Stage I" and "Stage II". Attempts are made by the serving code, judged by the
+task's verifier, and measured against the problem's other attempts (leave-one-out). A model that thinks quietly is trained
+through its thoughts: their tokens are choices like any other, and share the turn's credit.
+
+Arms for comparison at equal numbers of updates: `single-turn` (the first turn alone is rewarded), `multi-turn` (both are,
+nothing else), `no-stage-1`, `no-bonus`, `scaled` (the second turn's reward is multiplied, in place of the bonus), `discounted`
+(the first turn is credited with the second's: learns to fail first), `pair-sft` and `star` (imitation of the base's second
+attempts that repair the first, or are right).
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from .. import checkpoint
+from ..checkpoint import Loaded
+from ..correction import CorrectionConfig, Thinking
+from .arguments import add_adapters, require, require_least, run
+from .credit import Credit
+from .episodes import Player
+from .evaluation.family_items import FamilyItem
+from .loop import LoopConfig
+from .lora import Lora
+from .policy import Divergence
+from .processes import Processes
+from .score_trainer import ScoreConfig, ScoreTrainer, Stage
+from .tasks import EVERY, draw
+from .tasks.files import read_items
+from .tasks.item import Item, Wording
+
+INCIDENTAL = {"out", "resume", "threads", "tensorboard", "save_every", "log_every", "micro_batch", "shard", "cpu"}
+
+
+KNOBS = {"alpha": 10.0, "beta1": 0.01, "beta2": 0.1, "gamma": 1.0}  # and what they are if not given
+# The knobs that each arm reads: one that is given and not read is an error.
+ARMS = {
+    "score": ("alpha", "beta1", "beta2"),
+    "single-turn": ("beta1",),
+    "multi-turn": ("beta1",),
+    "no-stage-1": ("alpha", "beta1"),
+    "no-bonus": ("beta1", "beta2"),
+    "scaled": ("alpha", "beta1"),
+    "discounted": ("alpha", "beta1", "beta2", "gamma"),
+    "pair-sft": (),
+    "star": (),
+}
+
+
+def stages(arm: str, one: int, two: int, alpha: float, beta1: float, beta2: float, gamma: float) -> list[Stage]:
+    """What an arm trains: `one` updates and then `two`, or all of them at once."""
+    every, anchors = one + two, (beta1, beta1)
+    first = Stage(one, Credit(first=0.0), (beta2, beta1))
+    return {
+        "score": [first, Stage(two, Credit(bonus=alpha), anchors)],
+        "single-turn": [Stage(every, Credit(second=0.0), anchors)],
+        "multi-turn": [Stage(every, Credit(), anchors)],
+        "no-stage-1": [Stage(every, Credit(bonus=alpha), anchors)],
+        "no-bonus": [first, Stage(two, Credit(), anchors)],
+        "scaled": [Stage(every, Credit(second=1 + alpha), anchors)],
+        "discounted": [first, Stage(two, Credit(bonus=alpha, discount=gamma), anchors)],
+        "pair-sft": [Stage(every, imitate="repairs")],
+        "star": [Stage(every, imitate="right")],
+    }[arm]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train score`."""
+    return run(_parser(), train, argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as the arguments say and write the checkpoint into `args.out`."""
+    _check(args)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # adapters begin random
+    processes = Processes(args.precision, args.shard, args.cpu)
+    recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
+    recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
+    device = str(processes.device)
+    loaded, reference = (checkpoint.load(args.base, args.dtype, device, args.quantization) for _ in range(2))
+    correction = loaded.correction or CorrectionConfig()
+    given = {"instruction": args.instruction, "thinking": args.thinking}
+    correction = replace(correction, **{name: value for name, value in given.items() if value is not None})
+    player = Player(
+        loaded, correction, args.max_tokens, args.temperature, _depth(args, loaded), args.temperature, tuple(args.stop)
+    )
+    looping = LoopConfig(
+        args.stage1_steps + args.stage2_steps, args.seed, args.clip, args.log_every, args.save_every, args.tensorboard
+    )
+    trainer = ScoreTrainer(
+        _learning(args), loaded, reference.model, player, source(args.tasks), looping, processes, args.out, recipe
+    )
+    trainer.run(args.resume)
+    processes.leave()
+
+
+def source(tasks: Sequence[str]) -> Callable[[random.Random, int], list[Item]]:
+    """Draws so many problems at random, from training halves of families and from files in equal shares.
+
+    Raises ValueError for a file that cannot be read.
+    """
+    files = {name: read_items(Path(name), Wording()) for name in tasks if name not in EVERY}
+
+    def item(rng: random.Random) -> Item:
+        name = rng.choice(tasks)
+        if name in files:
+            return rng.choice(files[name])
+        return FamilyItem(draw(rng, "train", EVERY[name], rng.choice(EVERY[name].steps)), ())
+
+    return lambda rng, number: [item(rng) for _ in range(number)]
+
+
+def _learning(args: argparse.Namespace) -> ScoreConfig:
+    lora = Lora(args.lora, args.lora_alpha, tuple(args.lora_targets), args.lora_dropout) if args.lora else None
+    knobs = {name: default if getattr(args, name) is None else getattr(args, name) for name, default in KNOBS.items()}
+    return ScoreConfig(
+        base=args.base,
+        stages=stages(args.arm, args.stage1_steps, args.stage2_steps, **knobs),
+        problems=args.problems,
+        rollouts=args.rollouts,
+        lr=args.lr,
+        warmup=args.warmup,
+        weight_decay=args.weight_decay,
+        from_base=args.from_base,
+        divergence=args.divergence,
+        micro_batch=args.micro_batch,
+        lora=lora,
+    )
+
+
+def _depth(args: argparse.Namespace, loaded: Loaded) -> int:
+    trained = loaded.model.quiet.thought_depth if loaded.model.quiet else 0
+    depth = trained if args.depth is None else args.depth
+    require(args, "depth", loaded.model.can_think or depth == 0, "0: the base does not think")
+    return depth
+
+
+def _check(args: argparse.Namespace) -> None:
+    require(args, "arm", args.arm in ARMS, "one of " + ", ".join(ARMS))
+    for name in KNOBS:
+        value = getattr(args, name)
+        require(args, name, value is None or name in ARMS[args.arm], f"left out: the arm {args.arm} does not read it")
+        require(args, name, value is None or value >= 0, "0 or more")
+    require_least(args, 1, "problems", "max_tokens", "threads", "save_every", "log_every")
+    require_least(args, 0, "stage1_steps", "stage2_steps", "warmup", "weight_decay", "lora", "lora_dropout")
+    require(args, "stage2_steps", args.stage1_steps + args.stage2_steps > 0, "1 or more with those of stage I")
+    require(args, "rollouts", args.rollouts >= 2, "2 or more: each is measured against the others")
+    require(args, "depth", args.depth is None or args.depth >= 0, "0 or more")
+    require(args, "from_base", 0 <= args.from_base <= 1, "between 0 and 1")
+    for name in ("lr", "clip", "temperature"):
+        require(args, name, getattr(args, name) > 0, "above 0")
+    require(args, "temperature", args.temperature <= 2, "at most 2")
+    require(args, "micro_batch", args.micro_batch is None or args.micro_batch >= 1, "1 or more")
+    needs_lora = args.quantization != "none" and not args.lora
+    require(args, "quantization", not needs_lora, "none, or there must be --lora: rounded weights cannot be trained")
+    for name in args.tasks:
+        known = name in EVERY or Path(name).is_file()
+        require(args, "tasks", known, f"among {', '.join(EVERY)}, or JSONL files that exist")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quietserve train score",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--base", type=Path, required=True, metavar="MODEL", help="folder or hub name of the model to start from")
+    add("--out", type=Path, required=True, help="folder for the checkpoint, the log and the state to resume from")
+    add("--tasks", nargs="+", default=["signed-sum"], metavar="TASK", help="families, or JSONL files (%(default)s)")
+    add("--arm", default="score", help=f"what to train: {', '.join(ARMS)} (%(default)s)")
+    add("--seed", type=int, default=0, help="same seed, same checkpoint (%(default)s)")
+    add("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    _add_objective(parser.add_argument_group("objective"))
+    _add_attempts(parser.add_argument_group("attempts"))
+    _add_learning(parser.add_argument_group("learning"))
+    _add_model(parser.add_argument_group("model and machine"))
+    return parser
+
+
+def _add_objective(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--stage1-steps", type=int, default=300, help="updates of stage I (%(default)s)")
+    add("--stage2-steps", type=int, default=700, help="updates of stage II (%(default)s)")
+    add("--alpha", type=float, help=f"weight of what turn 2 gained ({KNOBS['alpha']})")
+    add("--beta1", type=float, help=f"weight of the divergence from the base ({KNOBS['beta1']})")
+    add("--beta2", type=float, help=f"that of turn 1 in stage I ({KNOBS['beta2']})")
+    add("--gamma", type=float, help=f"share of turn 2's credit that turn 1 has, if discounted ({KNOBS['gamma']})")
+    add(
+        "--divergence",
+        default="exact",
+        choices=get_args(Divergence),
+        help="over the vocabulary, or of what was sampled, taken from the reward: for large ones (%(default)s)",
+    )
+
+
+def _add_attempts(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--problems", type=int, default=32, help="problems an update, over all processes (%(default)s)")
+    add("--rollouts", type=int, default=4, help="episodes of a problem (%(default)s)")
+    add("--from-base", type=float, default=0.0, help="share whose first attempts are the base's (%(default)s)")
+    add("--max-tokens", type=int, default=16, help="visible tokens of an attempt (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="of attempts and thoughts (%(default)s)")
+    add("--stop", nargs="*", default=[], metavar="TEXT", help="ends an attempt (the end of the text alone)")
+    add("--depth", type=int, help="tokens of a thought (as the base was trained; 0 where it does not think)")
+    add("--instruction", help="said between two attempts (the base's own)")
+    add("--thinking", choices=get_args(Thinking), help="turns in which it thinks (the base's own, or every)")
+
+
+def _add_learning(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--lr", type=float, default=4e-4, help="learning rate, constant; 5e-6 for large models (%(default)s)")
+    add("--warmup", type=int, default=20, help="updates of warm-up (%(default)s)")
+    add("--weight-decay", type=float, default=0.0, help="of matrices (%(default)s)")
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient (%(default)s)")
+    add("--micro-batch", type=int, metavar="N", help="problems of a process in memory at once (all)")
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add_adapters(group)
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights (%(default)s)")
+    add("--precision", default="no", choices=["no", "bf16"], help="of activations (%(default)s: as the weights)")
+    add("--shard", action="store_true", help="split weights and optimizer among processes (FSDP2), not copies (DDP)")
+    add("--cpu", action="store_true", help="stay on the CPU")
+    add("--save-every", type=int, default=50, help="updates between saved states (%(default)s)")
+    add("--log-every", type=int, default=10, help="updates between lines of the log (%(default)s)")
+    add("--tensorboard", action="store_true", help="log for TensorBoard, too")
+    add("--threads", type=int, default=1, help="CPU threads; a run repeats bit for bit on one (%(default)s)")

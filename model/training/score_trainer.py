@@ -1,0 +1,203 @@
+"""One run of SCoRe: problems, two attempts at each, and what each attempt is credited with."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint
+from ..checkpoint import Loaded
+from ..quiet_model import QuietModel
+from ..sampling import hash_key
+from .credit import Credit, turn_advantages
+from .episodes import Episode, Player
+from .loop import Loop, LoopConfig, make_optimizer, step_rng
+from .lora import Lora
+from .policy import Divergence, Policy
+from .processes import Processes
+from .tasks.item import Item
+from .thinker import decoder_layers
+from .trained import choose_what_learns, save
+from .transcripts import transcribe
+
+Imitated = Literal["repairs", "right"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of updates with one objective.
+
+    Raises ValueError where there is nothing to learn from.
+    """
+
+    steps: int
+    credit: Credit = field(default_factory=Credit)
+    anchors: tuple[float, float] = (0.0, 0.0)  # weights of the two turns' divergence from the base
+    imitate: Imitated | None = None  # instead: the base's own second attempts, if right, or if they repair
+
+    def weights(self, rewards_NK2: Tensor, divergence_NK2: Tensor) -> Tensor:
+        """What the log-probability of each turn weighs [N, K, 2]; a divergence without gradient is taken from returns."""
+        if self.imitate:
+            first, second = rewards_NK2.unbind(-1)
+            wanted = second * (1 - first) if self.imitate == "repairs" else second
+            return torch.stack([torch.zeros_like(wanted), wanted], dim=-1)
+        returns_NK2 = self.credit.returns(rewards_NK2)
+        return turn_advantages(returns_NK2 - torch.tensor(self.anchors) * divergence_NK2)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How a run learns."""
+
+    base: Path | str
+    stages: Sequence[Stage]
+    problems: int  # an update
+    rollouts: int  # episodes of a problem
+    lr: float
+    warmup: int
+    weight_decay: float = 0.0
+    from_base: float = 0.0  # share of problems whose first attempts are the base's, not credited
+    divergence: Divergence = "exact"
+    micro_batch: int | None = None  # problems of a process in memory at once; None: all
+    lora: Lora | None = None
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+
+class ScoreTrainer:
+    """Steps a policy over problems.
+
+    Args:
+        config: how it learns.
+        loaded: the model that learns.
+        reference: the base, which does not.
+        player: makes the attempts.
+        draw: problems of a step.
+        looping: how long, and what is kept.
+        processes: who trains.
+        folder: of the checkpoint, the log and the state.
+        recipe: whatever must be equal for a saved state to be continued.
+    """
+
+    def __init__(
+        self,
+        config: ScoreConfig,
+        loaded: Loaded,
+        reference: QuietModel,
+        player: Player,
+        draw: Callable[[random.Random, int], list[Item]],
+        looping: LoopConfig,
+        processes: Processes,
+        folder: Path,
+        recipe: dict[str, object],
+    ) -> None:
+        self._config, self._loaded, self._reference = config, loaded, reference.eval().requires_grad_(False)
+        self._player, self._draw, self._looping, self._processes = player, draw, looping, processes
+        self._folder = folder
+        choose_what_learns(loaded.model, config.lora)
+        policy = Policy(loaded.model, config.divergence, player.temperature)
+        self.policy = processes.spread(policy, decoder_layers(loaded.model.backbone.lm), "forward")
+        self.loop = Loop(
+            self.policy,
+            make_optimizer(self.policy, config.weight_decay),
+            lambda step: config.lr * min(1.0, (step + 1) / max(1, config.warmup)),
+            looping,
+            folder,
+            recipe,
+            processes,
+        )
+
+    def run(self, resume: bool) -> None:
+        """Train to the end and write the checkpoint."""
+        if not (resume and self.loop.resume()):
+            self.loop.start_afresh()
+        self.loop.run(self.take_step)
+        self.save()
+
+    def take_step(self, step: int) -> dict[str, float]:
+        """Leave the gradients of a step in the model; returns what to log of it."""
+        stage, config = self._config.stage_at(step), self._config
+        groups = self._play(step, stage)
+        size = config.micro_batch or len(groups)
+        parts = [groups[first : first + size] for first in range(0, len(groups), size)]
+        sums, names = [], ["loss"]
+        for number, part in enumerate(parts, 1):
+            with self._processes.part(self.policy, last=number == len(parts)):
+                loss, facts = self._judge(part, stage)
+                self._processes.backward(loss / (config.problems * config.rollouts))
+            names = ["loss", *facts]
+            sums.append(torch.stack([loss.detach(), *facts.values()]))
+        total = self._processes.total(torch.stack(sums).sum(0)) / (config.problems * config.rollouts)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {name.removeprefix("model."): value for name, value in self._processes.weights(self.policy).items()}
+        if self._processes.is_main:
+            config, dtype = self._config, str(self._loaded.model.backbone.dtype).removeprefix("torch.")
+            loaded = replace(self._loaded, correction=self._player.correction)
+            save(
+                loaded, state, self._folder, config.lora, config.base, lambda: checkpoint.load(config.base, dtype).model
+            )
+
+    def _play(self, step: int, stage: Stage) -> list[list[Episode]]:
+        """This process's problems, several episodes of each."""
+        config, seed = self._config, self._looping.seed
+        items = self._draw(step_rng(seed, step), config.problems)
+        mine = range(self._processes.rank, config.problems, self._processes.size)
+        given = [number for number in mine if number < config.from_base * config.problems]
+        found: dict[int, list[Episode]] = {}
+        for numbers, first in ((given, self._reference), ([n for n in mine if n not in given], None)):
+            each = [(number, k) for number in numbers for k in range(config.rollouts)]
+            seeds = [hash_key(seed, step, *key) for key in each]
+            for (number, _), episode in zip(
+                each, self._act([items[n] for n, _ in each], seeds, stage, first), strict=True
+            ):
+                found.setdefault(number, []).append(episode)
+        return list(found.values())
+
+    def _act(self, items: list[Item], seeds: list[int], stage: Stage, first: QuietModel | None) -> list[Episode]:
+        if not items:
+            return []
+        if stage.imitate:  # the base's own second attempts are what is copied
+            return self._player.play(items, seeds, self._reference)
+        with self._processes.whole(self.policy), self._processes.precision():
+            policy: Policy = self._processes.unwrap(self.policy)
+            return policy.play(self._player, items, seeds, first)
+
+    def _judge(self, groups: list[list[Episode]], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss of some problems, and sums for the log."""
+        episodes = [episode for group in groups for episode in group]
+        told = transcribe(episodes, self._player.depth).to(self._processes.device)
+        with self._processes.precision():
+            logprob_BD, divergence_BD = self.policy(told, self._reference if any(stage.anchors) else None)
+        rewards_BD = torch.tensor([[float(turn.right) for turn in e.turns] for e in episodes], device=logprob_BD.device)
+        own_BD = torch.tensor([[float(e.own), 1.0] for e in episodes], device=logprob_BD.device)
+        exact = self._config.divergence == "exact"
+        shape = (len(groups), -1, 2)
+        weights_BD = stage.weights(
+            rewards_BD.view(shape), torch.zeros_like(divergence_BD).view(shape) if exact else divergence_BD.view(shape)
+        ).view(-1, 2)
+        anchors_D = torch.tensor(stage.anchors, device=logprob_BD.device)
+        loss = (own_BD * (anchors_D * divergence_BD * exact - weights_BD * logprob_BD)).sum()
+        first, second = rewards_BD.unbind(-1)
+        facts = {
+            "t1": first.sum(),
+            "t2": second.sum(),
+            "repaired": ((1 - first) * second).sum(),
+            "broken": (first * (1 - second)).sum(),
+            "changed": first.new_tensor(float(sum(e.turns[0].answer.text != e.turns[1].answer.text for e in episodes))),
+            "kl1": divergence_BD[:, 0].detach().sum(),
+            "kl2": divergence_BD[:, 1].detach().sum(),
+        }
+        return loss, facts

@@ -1,0 +1,174 @@
+"""Problems that are easier to check than to solve, and the documents of two attempts at them."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietserve.model import checkpoint
+from quietserve.model.training import attempts
+from quietserve.model.training.attempts import Attempts
+from quietserve.model.training.documents import PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
+from quietserve.model.training.tasks import SEARCHES, is_held_out, problems
+from quietserve.model.training.tasks.karel import act
+from quietserve.model.training.tasks.routes import DEEDS
+
+names, seeds = st.sampled_from(sorted(SEARCHES)), st.integers(0, 2**32)
+
+
+@given(names, seeds)
+def test_the_drawn_answer_is_right_and_an_attempt_is_true(name: str, seed: int) -> None:
+    rng, family = random.Random(seed), SEARCHES[name]
+    problem = family.sample(rng, 5)
+    assert family.verify(problem, problem.answer)
+    assert family.verify(problem, f" {problem.answer}\n")
+    attempt = family.attempt(rng, problem)
+    assert family.verify(problem, attempt) == reaches_its_goal(name, problem.facts, attempt)
+
+
+def reaches_its_goal(name: str, facts: tuple[int, ...], attempt: str) -> bool:
+    """The slow way: the signs are added up, the program is run."""
+    choices = attempt.split()[::2]
+    if name == "routes":
+        state = facts[:3]
+        for word in choices:
+            state = act(DEEDS[word], *state)
+        return state == facts[3:6]
+    total = sum(n if sign == "+" else -n for sign, n in zip(choices, facts[:-1], strict=True))
+    return (total - facts[-1]) % 11 == 0
+
+
+@given(names, seeds, st.data())
+def test_one_wrong_word_makes_it_wrong(name: str, seed: int, data: st.DataObject) -> None:
+    rng, family = random.Random(seed), SEARCHES[name]
+    problem = family.sample(rng, 5)
+    words = problem.answer.split()
+    at = data.draw(st.integers(0, len(words) - 1))
+    words[at] = data.draw(
+        st.sampled_from(["+", "-", "0", "7", "move", "left", "aaN", "", "++"]).filter(lambda w: w != words[at])
+    )
+    spoilt = " ".join(words)
+    if spoilt.split() != problem.answer.split():
+        assert not family.verify(problem, spoilt), "an answer whose steps are not true claims what is not so"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("text", ["", " ", "+", "move", "0", "+ 0 + 0", "- - - - - - - - - -", "7" * 400])
+def test_what_is_no_answer_is_wrong(name: str, text: str) -> None:
+    family = SEARCHES[name]
+    assert not family.verify(family.sample(random.Random(0), 5), text)
+
+
+def test_a_shorter_program_is_right_too() -> None:
+    family = SEARCHES["routes"]
+    problem = next(p for p in problems("train", ("routes",)) if family.verify(p, shortened(p.answer)))
+    assert len(shortened(problem.answer).split()) < len(problem.answer.split())
+    longer = f"{problem.answer} left {problem.answer.split()[-1]}"
+    assert not family.verify(problem, longer)
+
+
+def shortened(program: str) -> str:
+    """Without its last deed: right where that was a walk into the wall."""
+    return " ".join(program.split()[:-2])
+
+
+def test_the_question_says_all_that_is_checked() -> None:
+    for name in SEARCHES:
+        for problem, _ in zip(problems("held_out", (name,)), range(30), strict=False):
+            assert is_held_out(problem)
+            if name != "routes":
+                *numbers, total = problem.facts
+                assert {str(n) for n in (*numbers, total)} <= set(re.findall(r"\d+", problem.question))
+
+
+def corpus(copies: float, random_share: float = 0.3) -> Attempts:
+    tokenizer = build_tokenizer(
+        [
+            f"{write_prompt(p)} {p.answer} Again."
+            for p, _ in zip(problems("train", ("signed-sum",)), range(400), strict=False)
+        ]
+    )
+    return Attempts(tokenizer, [SEARCHES["signed-sum"]], "Again.", random_share, copies)
+
+
+def answers_of(documents: Attempts, number: int) -> list[list[str]]:
+    """The attempts in each document, as they are told, from what counts."""
+    tokens, rng = documents._tokens, random.Random(5)
+    batch, found = documents.batch(rng, number), []
+    for ids, weights in zip(batch.ids_BT.tolist(), batch.weights_BT.tolist(), strict=True):
+        heavy = [token for token, weight in zip(ids, weights, strict=True) if weight == 1]
+        parts, rest = [], heavy
+        while rest:
+            cut = rest.index(tokens.tokenizer.eos_token_id)
+            parts.append(tokens.decode(rest[:cut]))
+            rest = rest[cut + 1 :]
+        found.append(parts)
+    return found
+
+
+def test_documents_hold_one_attempt_or_two() -> None:
+    found = answers_of(corpus(copies=0.0), 300)
+    assert {len(parts) for parts in found} == {1, 2}
+    pairs = [parts for parts in found if len(parts) == 2]
+    assert sum(a == b for a, b in pairs) < 0.3 * len(pairs)
+    assert all(len(part.split()) == 10 for parts in found for part in parts)
+
+
+def test_copies_repeat_the_first_attempt() -> None:
+    assert all(len(set(parts)) == 1 for parts in answers_of(corpus(copies=1.0), 200))
+
+
+def test_prompts_and_the_instruction_count_little() -> None:
+    documents = corpus(copies=0.0)
+    batch = documents.batch(random.Random(1), 50)
+    pad = token_id(documents._tokens.tokenizer, PAD)
+    assert sorted(set(batch.weights_BT.flatten().tolist())) == pytest.approx([0.0, QUESTION_WEIGHT, 1.0])
+    for ids, weights in zip(batch.ids_BT.tolist(), batch.weights_BT.tolist(), strict=True):
+        text = documents._tokens.decode(ids[: ids.index(pad)] if pad in ids else ids, special=True)
+        assert text.startswith("Question: ")
+        assert text.endswith("<|endoftext|>")
+        assert weights[0] == 0
+
+
+def test_the_base_is_made_and_carries_its_instruction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--width",
+        "32",
+        "--layers",
+        "1",
+        "--heads",
+        "1",
+        "--instruction",
+        "Again.",
+    ]
+    assert attempts.main(["--out", str(tmp_path / "base"), *flags]) == 0
+    loaded = checkpoint.load(tmp_path / "base")
+    assert loaded.correction is not None
+    assert loaded.correction.instruction == "Again."
+    assert not loaded.model.can_think
+    assert attempts.main(["--out", str(tmp_path / "base"), *flags]) == 2
+    assert "is an earlier run's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--copies", "2"], "--copies is 2.0; it must be between 0 and 1"),
+        (["--random", "-1"], "--random is -1.0; it must be between 0 and 1"),
+        (["--families", "dial"], "--families is dial; it must be among signed-sum, signed-sum-worded, routes"),
+        (["--steps", "0"], "--steps is 0; it must be 1 or more"),
+        (["--lr", "0"], "--lr is 0.0; it must be above 0"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempts.main(["--out", str(tmp_path / "base"), *flags]) == 2
+    assert message in capsys.readouterr().err
