@@ -31,7 +31,8 @@ from .loop import LoopConfig
 from .lora import Lora
 from .policy import Divergence
 from .processes import Processes
-from .score_trainer import ScoreConfig, ScoreTrainer, Stage
+from .score_trainer import ScoreConfig, ScoreTrainer
+from .stages import Stage
 from .tasks import EVERY, draw
 from .tasks.files import read_items
 from .tasks.item import Item, Wording

@@ -2,9 +2,8 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,40 +12,16 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..quiet_model import QuietModel
 from ..sampling import hash_key
-from .credit import Credit, turn_advantages
 from .episodes import Episode, Player
 from .loop import Loop, LoopConfig, make_optimizer, step_rng
 from .lora import Lora
-from .policy import Divergence, Policy
+from .policy import Divergence, Judged, Policy
 from .processes import Processes
+from .stages import Stage
 from .tasks.item import Item
 from .thinker import decoder_layers
 from .trained import choose_what_learns, save
 from .transcripts import transcribe
-
-Imitated = Literal["repairs", "right"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A number of updates with one objective.
-
-    Raises ValueError where there is nothing to learn from.
-    """
-
-    steps: int
-    credit: Credit = field(default_factory=Credit)
-    anchors: tuple[float, float] = (0.0, 0.0)  # weights of the two turns' divergence from the base
-    imitate: Imitated | None = None  # instead: the base's own second attempts, if right, or if they repair
-
-    def weights(self, rewards_NK2: Tensor, divergence_NK2: Tensor) -> Tensor:
-        """What the log-probability of each turn weighs [N, K, 2]; a divergence without gradient is taken from returns."""
-        if self.imitate:
-            first, second = rewards_NK2.unbind(-1)
-            wanted = second * (1 - first) if self.imitate == "repairs" else second
-            return torch.stack([torch.zeros_like(wanted), wanted], dim=-1)
-        returns_NK2 = self.credit.returns(rewards_NK2)
-        return turn_advantages(returns_NK2 - torch.tensor(self.anchors) * divergence_NK2)
 
 
 @dataclass(frozen=True)
@@ -180,24 +155,26 @@ class ScoreTrainer:
         episodes = [episode for group in groups for episode in group]
         told = transcribe(episodes, self._player.depth).to(self._processes.device)
         with self._processes.precision():
-            logprob_BD, divergence_BD = self.policy(told, self._reference if any(stage.anchors) else None)
-        rewards_BD = torch.tensor([[float(turn.right) for turn in e.turns] for e in episodes], device=logprob_BD.device)
-        own_BD = torch.tensor([[float(e.own), 1.0] for e in episodes], device=logprob_BD.device)
-        exact = self._config.divergence == "exact"
-        shape = (len(groups), -1, 2)
-        weights_BD = stage.weights(
-            rewards_BD.view(shape), torch.zeros_like(divergence_BD).view(shape) if exact else divergence_BD.view(shape)
-        ).view(-1, 2)
-        anchors_D = torch.tensor(stage.anchors, device=logprob_BD.device)
-        loss = (own_BD * (anchors_D * divergence_BD * exact - weights_BD * logprob_BD)).sum()
-        first, second = rewards_BD.unbind(-1)
-        facts = {
-            "t1": first.sum(),
-            "t2": second.sum(),
-            "repaired": ((1 - first) * second).sum(),
-            "broken": (first * (1 - second)).sum(),
-            "changed": first.new_tensor(float(sum(e.turns[0].answer.text != e.turns[1].answer.text for e in episodes))),
-            "kl1": divergence_BD[:, 0].detach().sum(),
-            "kl2": divergence_BD[:, 1].detach().sum(),
-        }
-        return loss, facts
+            judged = self.policy(told, self._reference if any(stage.anchors) else None)
+        rewards_BD = torch.tensor(
+            [[float(turn.right) for turn in e.turns] for e in episodes], device=told.ids_BT.device
+        )
+        own_BD = torch.tensor([[float(e.own), 1.0] for e in episodes], device=told.ids_BT.device)
+        loss = stage.loss(judged, rewards_BD, own_BD, len(groups), self._config.divergence)
+        return loss, _facts(episodes, rewards_BD, judged)
+
+
+def _facts(episodes: Sequence[Episode], rewards_BD: Tensor, judged: Judged) -> dict[str, Tensor]:
+    """Sums over episodes."""
+    first, second = rewards_BD.unbind(-1)
+    changed = sum(len({turn.answer.text for turn in episode.turns}) > 1 for episode in episodes)
+    one, two = judged.divergence_BD.detach().sum(0)
+    return {
+        "t1": first.sum(),
+        "t2": second.sum(),
+        "repaired": ((1 - first) * second).sum(),
+        "broken": (first * (1 - second)).sum(),
+        "changed": first.new_tensor(changed),
+        "kl1": one,
+        "kl2": two,
+    }

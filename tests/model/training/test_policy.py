@@ -18,8 +18,8 @@ from quietserve.model.training import policy as policy_module
 from quietserve.model.training.credit import Credit, turn_advantages
 from quietserve.model.training.episodes import Episode, Player
 from quietserve.model.training.evaluation.family_items import FamilyItem
-from quietserve.model.training.policy import Policy
-from quietserve.model.training.score_trainer import Stage
+from quietserve.model.training.policy import Judged, Policy
+from quietserve.model.training.stages import Stage
 from quietserve.model.training.tasks import Problem
 from quietserve.model.training.transcripts import transcribe
 from reference import Reference
@@ -185,11 +185,25 @@ def test_turns_weigh_what_their_arm_says(grid: list) -> None:
 
 
 def test_a_divergence_without_a_gradient_is_taken_from_the_reward() -> None:
-    rewards_NK2 = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
-    divergence_NK2 = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])
-    weights = Stage(1, Credit(), anchors=(0.1, 0.5)).weights(rewards_NK2, divergence_NK2)
-    returns = rewards_NK2 - torch.tensor([0.1, 0.5]) * divergence_NK2
-    assert torch.allclose(weights, turn_advantages(returns))
+    rewards_BD = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    judged = Judged(torch.tensor([[-1.0, -2.0], [-3.0, -4.0]]), torch.tensor([[3.0, 0.0], [1.0, 4.0]]))
+    stage, own_BD = Stage(1, Credit(), anchors=(0.1, 0.5)), torch.ones(2, 2)
+    returns = rewards_BD - torch.tensor([0.1, 0.5]) * judged.divergence_BD
+    weights = turn_advantages(returns[None])[0]
+    sampled = stage.loss(judged, rewards_BD, own_BD, 1, "sampled")
+    assert float(sampled) == pytest.approx(float(-(weights * judged.logprob_BD).sum()))
+    exact = stage.loss(judged, rewards_BD, own_BD, 1)
+    anchored = (torch.tensor([0.1, 0.5]) * judged.divergence_BD).sum()
+    plain = -(turn_advantages(rewards_BD[None])[0] * judged.logprob_BD).sum()
+    assert float(exact) == pytest.approx(float(plain + anchored))
+
+
+def test_a_first_attempt_by_the_base_has_no_part_in_it() -> None:
+    judged = Judged(torch.ones(2, 2), torch.ones(2, 2))
+    rewards_BD = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    stage, theirs = Stage(1, Credit(first=3.0), anchors=(5.0, 0.0)), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    weights = turn_advantages(rewards_BD[None])[0]
+    assert float(stage.loss(judged, rewards_BD, theirs, 1)) == pytest.approx(float(-weights[:, 1].sum()))
 
 
 def test_the_gradient_is_reinforce_by_hand() -> None:

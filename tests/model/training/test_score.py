@@ -14,7 +14,7 @@ from quietserve.model.training import attempts, score
 from quietserve.model.training.credit import Credit
 from quietserve.model.training.episodes import Episode
 from quietserve.model.training.score import ARMS, KNOBS, stages
-from quietserve.model.training.score_trainer import Stage
+from quietserve.model.training.stages import Stage
 
 FEW = ["--problems", "3", "--rollouts", "2", "--max-tokens", "6", "--log-every", "1", "--save-every", "1"]
 STEPS = ["--stage1-steps", "2", "--stage2-steps", "2"]
