@@ -126,14 +126,12 @@ def _parse_logprobs(raw: Any) -> tuple[TokenLogprob, ...]:
 
 def _parse_correction(raw: Any) -> SelfCorrection:
     turns = tuple(_parse_turn(turn) for turn in raw.get("turns") or ())
-    return SelfCorrection(raw.get("turns_run"), bool(raw.get("changed")), turns)
+    return SelfCorrection(raw["turns_run"], raw["changed"], turns)
 
 
 def _parse_turn(raw: Any) -> Turn:
-    """A turn may be told as its text alone."""
-    if isinstance(raw, str):
-        return Turn(raw, None, raw)
-    return Turn(_parse_text(raw), raw.get("finish_reason"), raw)
+    thoughts = tuple(_parse_thought(thought) for thought in raw.get("thoughts") or ())
+    return Turn(raw["text"], raw["finish_reason"], raw["num_tokens"], thoughts, raw)
 
 
 def _parse_voting(raw: Any) -> Voting:

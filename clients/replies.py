@@ -65,18 +65,20 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Turn:
-    """One attempt of a self-correction, the first one or a revision."""
+    """One turn of a self-correction before the last; its `thoughts` are listed where `return_thoughts` asked for them."""
 
     text: str
-    finish_reason: str | None
-    raw: Any = field(repr=False, compare=False)
+    finish_reason: str
+    num_tokens: int
+    thoughts: tuple[Thought, ...]
+    raw: Raw = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class SelfCorrection:
     """How an answer was corrected; `turns` are listed where `return_drafts` asked for them."""
 
-    turns_run: int | None
+    turns_run: int
     changed: bool
     turns: tuple[Turn, ...]
 

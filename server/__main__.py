@@ -158,7 +158,14 @@ def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipe
     except ValueError as error:
         raise CheckpointError(f"{loaded.name}: {error}") from error
     engine = _engine(settings, loaded, service.metrics)
-    pipeline = Pipeline(engine, settings.default_thought_depth, settings.max_best_of, settings.request_timeout)
+    pipeline = Pipeline(
+        engine,
+        settings.default_thought_depth,
+        settings.max_best_of,
+        settings.request_timeout,
+        settings.max_self_correction_turns,
+        loaded.correction,
+    )
     _check_presets(pipeline, service.presets.values())
     dtype = str(loaded.model.backbone.dtype).removeprefix("torch.")
     service.metrics.describe_model(settings.quantization, dtype, device, engine.model_bytes, engine.kv_cache_bytes)

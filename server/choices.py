@@ -17,7 +17,9 @@ from .replies import (
     CompletionChoice,
     CompletionLogprobs,
     CompletionReply,
+    DraftReply,
     PromptLogprob,
+    SelfCorrection,
     ThoughtReply,
     Timings,
     TopLogprob,
@@ -29,7 +31,7 @@ from .scheduler import Ticket
 from .schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from ..model.progress import Progress, Token
+    from ..model.progress import Generation, Progress, Token
     from ..model.tokens import Tokens
 
     Decided = Progress | Answer  # what one step decided, or all steps together
@@ -80,14 +82,14 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
     def usage(self) -> Usage:
         """Every token so far; a prompt counts once, however many choices continue it."""
         prompt = sum(len(prompt.ids) for prompt in self.run.plan.prompts)
-        hidden = self.run.num_thought_tokens
-        decoded = self.run.num_visible_tokens + hidden
+        hidden, drafts = self.run.num_thought_tokens, self.run.num_draft_tokens
+        decoded = self.run.num_visible_tokens + drafts + hidden
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=decoded,
             total_tokens=prompt + decoded,
             completion_tokens_details=UsageDetails(
-                reasoning_tokens=hidden, draft_tokens=0, discarded_tokens=self.run.num_discarded_tokens
+                reasoning_tokens=hidden, draft_tokens=drafts, discarded_tokens=self.run.num_discarded_tokens
             ),
         )
 
@@ -118,6 +120,8 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
             fields["thoughts"] = self._thoughts(scored, decided.prompt) + self._thoughts(first, decided.tokens)
         if self.request.return_token_ids:
             fields["token_ids"] = [token.id for token in decided.tokens]
+        if self.request.self_correction_turns and decided.finish_reason:
+            fields["self_correction"] = self._correction(self.run.ticket_of(index))
         return fields
 
     def reasoning(self, index: int, decided: "Decided") -> dict[str, Any]:
@@ -136,6 +140,19 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         """The scored prompt in vLLM's shape."""
         count = self.request.prompt_logprobs
         return {} if count is None else {"prompt_logprobs": [self._scored(token, count) for token in answer.prompt]}
+
+    def _correction(self, ticket: Ticket) -> SelfCorrection:
+        drafts = {"turns": list(map(self._draft, ticket.drafts))} if self.request.return_drafts else {}
+        return SelfCorrection(turns_run=len(ticket.drafts), changed=ticket.changed, **drafts)
+
+    def _draft(self, draft: "Generation") -> DraftReply:
+        thoughts = {"thoughts": self._thoughts(0, draft.tokens)} if self.request.return_thoughts else {}
+        return DraftReply(
+            text=draft.text,
+            finish_reason=draft.finish_reason,  # type: ignore[arg-type]
+            num_tokens=len(draft.tokens),
+            **thoughts,
+        )
 
     def _thoughts(self, first: int, tokens: "Iterable[Token]") -> list[ThoughtReply]:
         return [
@@ -314,7 +331,8 @@ def timings(tickets: Sequence[Ticket]) -> Timings:
     times, counts = [ticket.timing for ticket in tickets], [ticket.counts for ticket in tickets]
     began, ended = _all(min, (t.started for t in times)), _all(max, (t.finished for t in times))
     generation = None if began is None or ended is None else ended - began
-    visible, judged = sum(t.num_output_tokens for t in tickets), sum(c.accepted + c.rejected for c in counts)
+    visible = sum(t.num_output_tokens + t.num_draft_tokens for t in tickets)
+    judged = sum(c.accepted + c.rejected for c in counts)
     seconds = {
         "queue_time_ms": _all(min, (t.queue for t in times)),
         "time_to_first_token_ms": _all(min, (t.time_to_first_token for t in times)),

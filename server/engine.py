@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Protocol
 
 from ..model.cache import Cache
 from ..model.decode import Decoder, is_out_of_memory
-from ..model.progress import Progress
+from ..model.progress import Counts, Progress
 from ..model.quiet_model import QuietModel
 from ..model.tokens import Tokens
 from .scheduler import Attempt, EngineClosedError, EngineError, Scheduler, Ticket
@@ -252,20 +252,27 @@ class Engine:
         scheduler = self._scheduler
         for ticket in [t for t in (*scheduler.running.values(), *scheduler.waiting) if t.cancelled]:
             withheld = ticket.decoding.text.finish() if ticket.decoding else ""  # it might have become a stop string
-            self._end(ticket, Progress(withheld, finish_reason=ticket.cancelled))
+            self._end(ticket, ticket.last(Progress(withheld, finish_reason=ticket.cancelled)))
 
     def _choose_slot(self, ticket: Ticket, free: Sequence[int]) -> int:
         return self._decoder.prefixes.choose_slot(ticket.attempt.prompt, free)
 
     def _start(self, ticket: Ticket) -> None:
-        assert ticket.slot is not None
         ticket.timing.started = time.monotonic()
-        try:
-            ticket.decoding = self._decoder.start(ticket.slot, ticket.attempt.prompt, ticket.attempt.params)
-            ticket.counts = ticket.decoding.counts
+        if self._begin_turn(ticket):
             self._observer.admitted(ticket)
+
+    def _begin_turn(self, ticket: Ticket) -> bool:
+        """Decode in the ticket's slot; False where that cannot be, and the ticket has ended."""
+        assert ticket.slot is not None
+        try:
+            decoding = self._decoder.start(ticket.slot, ticket.prompt(self.tokens.eos_ids), ticket.params)
         except ValueError as error:
             self._end(ticket, EngineError(str(error)))
+            return False
+        decoding.counts = Counts(*map(sum, zip(astuple(ticket.counts), astuple(decoding.counts), strict=True)))
+        ticket.decoding, ticket.counts = decoding, decoding.counts
+        return True
 
     def _forward(self, tickets: list[Ticket]) -> None:
         """One forward for all running tickets. What fails there is the decoder's to sort out; if it cannot, they all end."""
@@ -307,10 +314,22 @@ class Engine:
             self._observer.decided(ticket, len(news.tokens), since)
         if news.error is not None:
             self._fail([ticket], news.error)
+            return
+        if ticket.attempt.draft_params:
+            ticket.answer.add(news)
+        if ticket.is_draft:
+            if news.finish_reason:
+                self._correct(ticket, now)
         elif news.finish_reason:
             self._end(ticket, news)
         else:
             self._post(ticket, news)
+
+    def _correct(self, ticket: Ticket, now: float) -> None:
+        """Begin the turn behind a draft, before anybody else gets the slot. Of the draft, only its thoughts are told of."""
+        self._post(ticket, Progress(num_thought_tokens=ticket.answer.num_thought_tokens))
+        ticket.turn(now)
+        self._begin_turn(ticket)
 
     def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
         for ticket in tickets:

@@ -71,6 +71,7 @@ class Metrics:
         self._model = model_name
         self._counted: dict[int, _Counted] = {}  # what has been counted so far, by running ticket
         self._describe_requests()
+        self._describe_corrections()
         self._describe_tokens()
         self._describe_server()
 
@@ -110,7 +111,6 @@ class Metrics:
         for histogram, seconds in (
             (self._first_token, timing.time_to_first_token),
             (self._first_output, timing.time_to_first_output),
-            (self._e2e, timing.total),
             (self._prefill_time, timing.prefill),
             (self._decode_time, timing.decode),
             (self._thought_time, timing.thought_s),
@@ -118,14 +118,18 @@ class Metrics:
         ):
             if seconds is not None:
                 histogram.labels(self._model, _thinking(ticket)).observe(seconds)
+        corrects = "on" if ticket.attempt.draft_params else "off"
+        self._e2e.labels(self._model, _thinking(ticket), corrects).observe(timing.total or 0.0)
         self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
         self._output_length.labels(self._model).observe(ticket.num_output_tokens)
         self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
-        if ticket.num_output_tokens:
-            per_token = ticket.counts.forwards / ticket.num_output_tokens
+        if decided := ticket.num_output_tokens + ticket.num_draft_tokens:
+            per_token = ticket.counts.forwards / decided
             self._forwards.labels(self._model, _thinking(ticket)).observe(per_token)
         self._depth.labels(self._model).observe(params.thought_depth)
         self._best_of.labels(self._model).observe(ticket.attempt.num_samples)
+        if ticket.drafts and reason in ("stop", "length"):
+            self._count_correction(ticket)
 
     def judged(self, ticket: Ticket) -> None:
         """It is known of a contested ticket that has ended whether its answer is returned."""
@@ -166,7 +170,7 @@ class Metrics:
             "time_to_first_output_token_seconds", "From submission to the first visible token."
         )
         self._inter_token = self._seconds("inter_token_latency_seconds", "Between one visible token and the next.")
-        self._e2e = self._seconds("e2e_request_latency_seconds", "From submission to the end.")
+        self._e2e = self._seconds("e2e_request_latency_seconds", "From submission to the end.", "self_correction")
         self._queue_time = self._seconds("request_queue_time_seconds", "From submission to a slot.")
         self._prefill_time = self._seconds("request_prefill_time_seconds", "From a slot to the prompt's last token.")
         self._decode_time = self._seconds("request_decode_time_seconds", "From the prompt's last token to the end.")
@@ -184,6 +188,14 @@ class Metrics:
             self._rejected.labels(self._model, reason)
         for phase in PHASES:
             self._cancelled.labels(self._model, phase)
+
+    def _describe_corrections(self) -> None:
+        self._correction_time = self._seconds(
+            "self_correction_time_seconds", "From the end of the first draft to the end of its last correction."
+        )
+        self._corrections = self._counter("self_correction_total", "Answers that were corrected to the end.", "outcome")
+        for outcome in ("changed", "kept"):
+            self._corrections.labels(self._model, outcome)
 
     def _describe_tokens(self) -> None:
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
@@ -224,15 +236,24 @@ class Metrics:
         build = Gauge("quietserve_build_info", "The version that runs.", ("version",), registry=self.registry)
         build.labels(version("quietserve")).set(1)
 
+    def _count_correction(self, ticket: Ticket) -> None:
+        """Enter one that came to its end."""
+        self._corrections.labels(self._model, "changed" if ticket.changed else "kept").inc()
+        self._correction_time.labels(self._model, _thinking(ticket)).observe(ticket.timing.correction or 0.0)
+
     def _count_tokens(self, ticket: Ticket) -> None:
         """Add what a ticket decoded since the last time; its prompt the first time."""
         if (before := self._counted.get(ticket.number)) is None:
             before = _Counted()
             self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
-        now = _Counted(ticket.num_output_tokens, ticket.num_thought_tokens, replace(ticket.counts))
+        visible = (
+            0 if ticket.is_draft and not ticket.finish_reason else ticket.num_output_tokens
+        )  # it may yet be a draft
+        now = _Counted(visible, ticket.num_draft_tokens, ticket.num_thought_tokens, replace(ticket.counts))
         self._counted[ticket.number] = now
         if not ticket.attempt.contested:  # those are counted when it is known what becomes of them
             self._tokens.labels(self._model, "visible").inc(now.visible - before.visible)
+        self._tokens.labels(self._model, "draft").inc(now.drafts - before.drafts)
         self._tokens.labels(self._model, "thought").inc(now.hidden - before.hidden)
         self._prefix_queries.labels(self._model).inc(now.counts.looked_up - before.counts.looked_up)
         self._prefix_hits.labels(self._model).inc(now.counts.reused - before.counts.reused)
@@ -244,8 +265,8 @@ class Metrics:
                 more = getattr(now.counts, decision) - getattr(before.counts, decision)
                 self._adaptive.labels(self._model, decision).inc(more)
 
-    def _seconds(self, name: str, text: str) -> Histogram:
-        return self._histogram(name, text, _SECONDS, "thinking")
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return self._histogram(name, text, _SECONDS, "thinking", *labels)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"quietserve_{name}", text, ("model_name", *labels), buckets=buckets, registry=self.registry)
@@ -262,6 +283,7 @@ class _Counted:
     """What has been added to the counters for one ticket."""
 
     visible: int = 0
+    drafts: int = 0
     hidden: int = 0
     counts: Counts = field(default_factory=Counts)
 

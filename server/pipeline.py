@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..model.config import SamplingParams
+from ..model.correction import CorrectionConfig, bridge
 from ..model.tokens import PromptError
 from .errors import ContextLengthError, InvalidRequestError
 from .runs import GenerationRequest, Plan, Prompt, Run
@@ -31,6 +32,8 @@ class Pipeline:
         default_thought_depth: of requests that name none; None is the depth the checkpoint was trained at.
         max_best_of: answers to one prompt that a request may ask for.
         request_timeout_s: how long a request may take that asks for no less; None: as long as it takes.
+        max_self_correction_turns: times that a request may have an answer corrected.
+        correction: how the checkpoint learned to; None: it did not, and is asked in our words.
     """
 
     def __init__(
@@ -39,11 +42,14 @@ class Pipeline:
         default_thought_depth: int | None = None,
         max_best_of: int = 16,
         request_timeout_s: float | None = None,
+        max_self_correction_turns: int = 2,
+        correction: CorrectionConfig | None = None,
     ) -> None:
         self.engine = engine
         self.draining = False
         self.runs: dict[str, list[Run]] = {}  # that go on, by the id of their request
         self._max_best_of, self._timeout_s = max_best_of, request_timeout_s
+        self._max_turns, self._correction = max_self_correction_turns, correction or CorrectionConfig()
         trained = engine.quiet.thought_depth if engine.quiet else 0
         self._default_depth = (
             min(trained, engine.max_thought_depth) if default_thought_depth is None else default_thought_depth
@@ -54,7 +60,8 @@ class Pipeline:
         engine = self.engine
         ids = dict.fromkeys(("prompt", "stop_token_ids", "tokens"), engine.tokens.num_ids - 1)
         counts = dict.fromkeys(("n", "best_of"), self._max_best_of)
-        return ids | counts | {"thought_depth": engine.max_thought_depth, "num_thoughts": engine.max_num_thoughts}
+        thoughts = {"thought_depth": engine.max_thought_depth, "num_thoughts": engine.max_num_thoughts}
+        return ids | counts | thoughts | {"self_correction_turns": self._max_turns}
 
     async def prepare(self, request: GenerationRequest, request_id: str = "") -> Run:
         """Make a request ready to be submitted.
@@ -74,12 +81,13 @@ class Pipeline:
             raise InvalidRequestError(
                 f"{param} is {request.num_samples}; it must be between 1 and {self._max_best_of}.", param=param
             )
+        between = self._bridge(request)
         prompts = list(self._prompts(request))
         if (count := len(prompts) * request.num_samples) > self.engine.capacity:
             raise InvalidRequestError(
                 f"The request asks for {count} answers; this server holds {self.engine.capacity}."
             )
-        attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt, request_id)]
+        attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt, between, request_id)]
         limits = [limit for limit in (request.timeout_s, self._timeout_s) if limit is not None]
         return Plan(request, prompts, attempts, min(limits, default=None))
 
@@ -101,20 +109,46 @@ class Pipeline:
             else:
                 yield Prompt(tuple(tokens.check(prompt)))
 
-    def _attempts(self, request: GenerationRequest, prompt: Prompt, request_id: str) -> Iterable[Attempt]:
+    def _bridge(self, request: GenerationRequest) -> tuple[int, ...]:
+        """What stands between the turns of a request; nothing where it has but one."""
+        turns, most = request.self_correction_turns, self._max_turns
+        if turns > most:
+            raise InvalidRequestError(
+                f"self_correction_turns is {turns}; it must be between 0 and {most}.", param="self_correction_turns"
+            )
+        own = request.self_correction_prompt
+        try:
+            return tuple(bridge(self.engine.tokens, own or self._correction.instruction)) if turns else ()
+        except PromptError as error:
+            param = "self_correction_prompt" if own else "self_correction_turns"
+            raise InvalidRequestError(str(error), param=param) from error
+
+    def _attempts(
+        self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...], request_id: str
+    ) -> Iterable[Attempt]:
         if not prompt.ids:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         endpoint = "chat" if isinstance(request, ChatRequest) else "completions"
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        contested, params = request.num_samples > request.n, self._params(request, prompt)
+        contested, turns = request.num_samples > request.n, self._turns(request, prompt, between)
         if contested:
-            _check_random(params)
+            _check_random(turns)
         for sample in range(request.num_samples):
-            own = replace(params, seed=attempt_seed(seed, sample))
-            yield Attempt(prompt.ids, own, endpoint, request_id, request.num_samples, contested)
+            *drafts, last = (replace(how, seed=attempt_seed(seed, sample, turn)) for turn, how in enumerate(turns))
+            yield Attempt(
+                prompt.ids, last, endpoint, request_id, request.num_samples, contested, tuple(drafts), between
+            )
 
-    def _params(self, request: GenerationRequest, prompt: Prompt) -> SamplingParams:
-        max_tokens = self._max_tokens(request, prompt)
+    def _turns(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> list[SamplingParams]:
+        """How each turn of an attempt is decoded."""
+        params, last = self._params(request, prompt, between), request.self_correction_turns
+        if not last:
+            return [params]
+        depths = (self._correction.depth(params.thought_depth, turn == last) for turn in range(last + 1))
+        return [replace(params, thought_depth=depth) for depth in depths]
+
+    def _params(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> SamplingParams:
+        max_tokens = self._max_tokens(request, prompt, between)
         if request.min_tokens > max_tokens:
             raise InvalidRequestError(
                 f"min_tokens is {request.min_tokens}; it must be at most max_tokens, {max_tokens}.", param="min_tokens"
@@ -163,19 +197,21 @@ class Pipeline:
             "thought_threshold": threshold if request.thought_mode == "adaptive" else None,
         }
 
-    def _max_tokens(self, request: GenerationRequest, prompt: Prompt) -> int:
-        """Visible tokens of a choice. Raises ContextLengthError where they do not fit behind the prompt."""
-        used, most = len(prompt.ids), self.engine.max_model_len
-        asked, room = request.token_limit, most - used
+    def _max_tokens(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> int:
+        """Visible tokens of each turn. Raises ContextLengthError where all of them do not fit behind the prompt."""
+        turns, most = 1 + request.self_correction_turns, self.engine.max_model_len
+        used = len(prompt.ids) + (turns - 1) * len(between)
+        asked, room = request.token_limit, (most - used) // turns
         if asked is None and room > 0:
             return room if isinstance(request, ChatRequest) else min(room, DEFAULT_COMPLETION_TOKENS)
         if asked is not None and asked <= room:
             return asked
         where = "messages" if isinstance(request, ChatRequest) else "prompt"
-        wanted = "" if asked is None else f", {asked} in the completion"
+        wanted = "" if asked is None else f", {turns * asked} in the completion"
+        wanted += f", {used - len(prompt.ids)} between its {turns} turns" if turns > 1 else ""
         raise ContextLengthError(
-            f"This model's maximum context length is {most} tokens. However, you requested {used + (asked or 0)} "
-            f"tokens ({used} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
+            f"This model's maximum context length is {most} tokens. However, you requested {used + turns * (asked or 0)} "
+            f"tokens ({len(prompt.ids)} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
             param=where,
         )
 
@@ -210,9 +246,9 @@ class Pipeline:
                 raise InvalidRequestError(f"{param} has id {token}, which is a thought marker.", param=param)
 
 
-def _check_random(params: SamplingParams) -> None:
+def _check_random(turns: Iterable[SamplingParams]) -> None:
     """Raises InvalidRequestError where all answers would be the same."""
-    if params.temperature == 0 and (params.thought_depth == 0 or params.thought_temperature == 0):
+    if all(how.temperature == 0 and (how.thought_depth == 0 or how.thought_temperature == 0) for how in turns):
         raise InvalidRequestError(
             "best_of asks for the best of several answers, but at temperature 0 all are the same; raise it.",
             param="best_of",

@@ -20,6 +20,7 @@ FIELDS = GenerationRequest.model_fields.keys() - {"model", "stream", "stream_opt
 # Ways to say the same thing: a request that uses one is not to find the preset's word for it in another.
 _LIMITS = {"max_tokens", "max_completion_tokens"}
 _DEPTHS = {"thought_depth", "reasoning_effort", "chat_template_kwargs"}
+_CORRECTION = {"self_correction_turns", "self_correction_prompt", "return_drafts"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ def _overruled(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]
     if "thought_mode" in said:
         overruled |= {"thought_depth"} if body["thought_mode"] == "off" else set()
         overruled |= {"thought_threshold"} if body["thought_mode"] != "adaptive" else set()
+    if body.get("echo") or "prompt_logprobs" in said or body.get("self_correction_turns") == 0:
+        overruled |= _CORRECTION
+    elif body.get("self_correction_turns"):
+        overruled |= {"prompt_logprobs"}
     more = isinstance(n := body.get("n"), int) and n > defaults.get("best_of", n)
     if more or 0 in (body.get("temperature"), body.get("max_tokens")):
         overruled |= {"best_of"}  # there would be fewer answers than are to be returned, or all the same

@@ -71,12 +71,30 @@ class PromptLogprob(BaseModel):
     decoded_token: str
 
 
+class DraftReply(BaseModel):
+    """What an earlier turn said."""
+
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+    thoughts: list[ThoughtReply] = []
+
+
+class SelfCorrection(BaseModel):
+    """How often a choice was answered again, and whether the last turn says something else than the first."""
+
+    turns_run: int
+    changed: bool
+    turns: list[DraftReply] = []  # but the last
+
+
 # A field with a default is one that only some requests ask for.
 class _Choice(BaseModel):
     index: int
     finish_reason: FinishReason | None
     thoughts: list[ThoughtReply] = []
     token_ids: list[int] = []
+    self_correction: SelfCorrection | None = None
 
 
 class CompletionLogprobs(BaseModel):

@@ -195,10 +195,13 @@ def _checked(request: Request, body: Any) -> Pipeline:
 
 def _describe_model(request: Request, name: str) -> ModelReply:
     service = _service(request)
-    engine = service.ready_pipeline().engine
-    depth = engine.max_thought_depth
+    engine, limits = service.ready_pipeline().engine, service.limits()
     capabilities = Capabilities(
-        thinking=depth > 0, max_thought_depth=depth, self_correction=False, rankers=[], probes=[]
+        thinking=engine.max_thought_depth > 0,
+        max_thought_depth=engine.max_thought_depth,
+        self_correction=limits["self_correction_turns"] > 0,
+        rankers=[],
+        probes=[],
     )
     return ModelReply(
         id=name,

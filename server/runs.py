@@ -98,8 +98,18 @@ class Run:
         self._engine, self._running, self._deadline = engine, running, deadline
         self._reason = "abort"  # of what is cancelled
         self.tickets: list[Ticket] = []
+        self._chosen = list(range(plan.num_choices))  # the attempt of each choice
         self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Visible ones that were corrected, of all answers that were drawn."""
+        return sum(ticket.num_draft_tokens for ticket in self.tickets)
+
+    def ticket_of(self, choice: int) -> Ticket:
+        """The ticket of a choice that has ended."""
+        return self.tickets[self._chosen[choice]]
 
     def submit(self) -> None:
         """Queue it; enter it next, or nobody reads what is decided. Raises QueueFullError and EngineClosedError."""
@@ -132,6 +142,7 @@ class Run:
         return {
             "prompt_tokens": sum(len(prompt.ids) for prompt in self.plan.prompts),
             "visible_tokens": self.num_visible_tokens,
+            "draft_tokens": self.num_draft_tokens,
             "thought_tokens": self.num_thought_tokens,
             "thought_depth": self.tickets[0].attempt.params.thought_depth,
             "finish_reason": ",".join(reasons),
@@ -174,7 +185,7 @@ class Run:
         async for attempt, progress in self._attempts():
             answers[attempt].add(progress)
         size, request = self.plan.request.num_samples, self.plan.request
-        chosen: list[int] = []
+        chosen = self._chosen = []
         for first in range(0, len(answers), size):
             ranked = sorted(range(first, first + size), key=lambda attempt: -answers[attempt].score)
             chosen += ranked[: request.n]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..model.config import SamplingParams
-from ..model.progress import Counts
+from ..model.correction import next_prompt
+from ..model.progress import Counts, Generation, Progress
 
 
 class QueueFullError(RuntimeError):
@@ -29,7 +30,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer to decode: a prompt and how."""
+    """One answer to decode: a prompt and how; first its drafts, if it has any, each to be corrected by the next turn."""
 
     prompt: tuple[int, ...]
     params: SamplingParams
@@ -37,6 +38,8 @@ class Attempt:
     request_id: str = ""  # for the log
     num_samples: int = 1  # answers to its prompt, for the metrics
     contested: bool = False  # whether its answer is returned is decided when it has ended
+    draft_params: tuple[SamplingParams, ...] = ()  # of the turns before the last, whose are `params`
+    bridge: tuple[int, ...] = ()  # ids between the turns
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Timing:
     first_token: float | None = None  # decoded anything, hidden or visible
     first_output: float | None = None  # decided a visible token
     last_output: float | None = None
+    drafted: float | None = None  # its first draft ended
     finished: float | None = None
     thought_s: float = 0.0  # spent in forwards in which one of its thoughts took part
 
@@ -81,6 +85,11 @@ class Timing:
         """From submission to the end."""
         return _between(self.submitted, self.finished)
 
+    @property
+    def correction(self) -> float | None:
+        """From the end of the first draft to the end."""
+        return _between(self.drafted, self.finished)
+
     def per_token(self, num_output_tokens: int) -> float | None:
         """Mean time between visible tokens; None where there are fewer than two."""
         whole = _between(self.first_output, self.last_output)
@@ -96,7 +105,7 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class Ticket:
-    """One attempt's way through the engine. It ends exactly once."""
+    """One attempt's way through the engine, in one slot for all its turns. It ends exactly once."""
 
     attempt: Attempt
     mailbox: Any = None  # where its news go; the engine's
@@ -106,10 +115,54 @@ class Ticket:
     cancelled: str | None = None  # the finish reason that it is to get: "abort" or "timeout"
     finish_reason: str | None = None  # "stop", "length", "abort", "timeout" or "error"
     kept: bool | None = None  # a contested one's answer is returned; None: not decided
-    num_output_tokens: int = 0  # visible, the end of the text included
+    drafts: list[Generation] = field(default_factory=list)  # of the turns that have been corrected, or are just now
+    answer: Generation = field(default_factory=Generation)  # of the turn that runs, where there are several
+    num_output_tokens: int = 0  # visible ones of the turn that runs, the end of the text included
     num_thought_tokens: int = 0
     counts: Counts = field(default_factory=Counts)  # what it cost
     decoding: Any = None  # the decoder's state while it has a slot
+
+    @property
+    def is_draft(self) -> bool:
+        """What is decoded now is to be corrected."""
+        return len(self.drafts) < len(self.attempt.draft_params)
+
+    @property
+    def params(self) -> SamplingParams:
+        """How the turn that runs is decoded."""
+        return (*self.attempt.draft_params, self.attempt.params)[len(self.drafts)]
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Visible ones of all drafts that have ended."""
+        return sum(len(draft.tokens) for draft in self.drafts)
+
+    @property
+    def changed(self) -> bool:
+        """The answer says something else than the first draft."""
+        return bool(self.drafts) and self.drafts[0].text.strip() != self.answer.text.strip()
+
+    def prompt(self, ends: frozenset[int]) -> list[int]:
+        """What the turn that runs continues; `ends` are the ids that end a text."""
+        ids = list(self.attempt.prompt)
+        for draft in self.drafts:
+            ids = next_prompt(ids, [token.id for token in draft.tokens], ends, self.attempt.bridge)
+        return ids
+
+    def last(self, news: Progress) -> Progress:
+        """What is told when it ends with this: all of a draft, which nobody will correct, is the answer."""
+        self.answer.add(news)
+        if not self.is_draft:
+            return news
+        held = self.answer
+        return Progress(held.text, held.tokens, [], held.finish_reason, num_thought_tokens=held.num_thought_tokens)
+
+    def turn(self, now: float) -> None:
+        """The draft has ended; what is decoded from now on corrects it."""
+        self.drafts.append(self.answer)
+        self.answer, self.num_output_tokens = Generation(), 0
+        self.timing.drafted = self.timing.drafted or now
+        self.timing.first_output = self.timing.last_output = None  # of what is told: so far, nothing
 
 
 class Scheduler:

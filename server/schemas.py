@@ -190,6 +190,7 @@ _Metadata = Annotated[
     Field(max_length=16),
     _wanted("a map of at most 16 strings"),
 ]
+_Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -241,9 +242,10 @@ class GenerationRequest(Body):
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     timeout_s: float | None = Field(None, gt=0)
 
-    self_correction_turns: Annotated[Any, _Only(0)] = None
-    self_correction_prompt: Annotated[Any, _Only()] = None
-    return_drafts: Annotated[Any, _Only(False)] = None
+    self_correction_turns: int = Field(0, ge=0, le=MAX_COUNT)
+    self_correction_prompt: _Instruction | None = None
+    return_drafts: bool = False
+
     voting: Annotated[Any, _Only("none")] = None
     ranker: Annotated[Any, _Only()] = None
     answer_pattern: Annotated[Any, _Only()] = None
@@ -267,6 +269,14 @@ class GenerationRequest(Body):
             raise _invalid("only a stream has stream_options; set stream to true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise _invalid("a stream cannot carry prompt_logprobs", "prompt_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_correction(self) -> Self:
+        if self.self_correction_prompt and not self.self_correction_turns:
+            raise _invalid("only a request with self_correction_turns has one", "self_correction_prompt")
+        if self.self_correction_turns and self.prompt_logprobs is not None:
+            raise _invalid("a request with self_correction_turns cannot carry prompt_logprobs", "prompt_logprobs")
         return self
 
     @property
@@ -301,9 +311,11 @@ class CompletionRequest(GenerationRequest):
     suffix: Annotated[Any, _Only("")] = None
 
     @model_validator(mode="after")
-    def _check_limit(self) -> Self:
+    def _check_echo(self) -> Self:
         if self.token_limit == 0 and not self.echo:
             raise _invalid("0 tokens can be asked for only with echo", "max_tokens")
+        if self.self_correction_turns and self.echo:
+            raise _invalid("a request with self_correction_turns cannot echo its prompt", "echo")
         return self
 
     @property

@@ -88,6 +88,9 @@ class Settings:
     )
     max_num_thoughts: int = flag(8, whole(1, 64), "most parallel thoughts that a request may ask for", metavar="N")
     max_best_of: int = flag(16, whole(1, 1024), "most answers to one prompt that a request may ask for", metavar="N")
+    max_self_correction_turns: int = flag(
+        2, whole(0, 16), "most times that a request may have an answer corrected; 0: never", metavar="N"
+    )
     pipeline_depth: int | None = flag(
         None,
         whole(1, 65),

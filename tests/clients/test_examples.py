@@ -108,6 +108,15 @@ def test_best_of(lines):
     assert returned < discarded < thought
 
 
+def test_self_correction(lines):
+    draft, answer, usage = lines("self_correction")
+    assert draft.startswith("draft: ")
+    changed = draft.partition(":")[2].strip() != answer.partition(":")[2].strip()
+    assert usage.startswith("changed;" if changed else "kept;")
+    drafted, decoded = numbers(r"\d+", usage)
+    assert 0 < drafted < decoded
+
+
 def test_cancel(lines):
     printed = lines("cancel")
     cancelled, ended = sorted(printed)  # two threads print

@@ -1,7 +1,7 @@
 """Replies of servers newer and older than this client; what is not there yet is read from the contract's examples."""
 
 import pytest
-from canned import CHAT, CHUNKS, COMPLETION, USAGE
+from canned import CHAT, CHUNKS, COMPLETION, THOUGHT, USAGE
 
 from quietserve.clients.errors import ApiError, shape_errors
 from quietserve.clients.parsing import parse_event, parse_reply
@@ -34,7 +34,11 @@ METRICS = {
     "forwards_per_token": 1.4,
     "acceptance_rate": 0.9,
 }
-CORRECTION = {"turns_run": 1, "changed": True, "turns": ["7", {"text": "8", "finish_reason": "stop"}]}
+DRAFTS = [
+    {"text": "7", "finish_reason": "length", "num_tokens": 2},
+    {"text": "8", "finish_reason": "stop", "num_tokens": 1, "thoughts": [THOUGHT]},
+]
+CORRECTION = {"turns_run": 2, "changed": True, "turns": DRAFTS}
 
 
 def one_choice(**extra):
@@ -67,8 +71,10 @@ def test_warnings():
 
 def test_self_correction():
     correction = one_choice(self_correction=CORRECTION).self_correction
-    assert correction == SelfCorrection(1, True, (Turn("7", None, None), Turn("8", "stop", None)))
-    assert one_choice(self_correction={"turns_run": 0}).self_correction == SelfCorrection(0, False, ())
+    thoughts = one_choice().thoughts
+    assert correction == SelfCorrection(2, True, (Turn("7", "length", 2, (), {}), Turn("8", "stop", 1, thoughts, {})))
+    untold = {"turns_run": 1, "changed": False}
+    assert one_choice(self_correction=untold).self_correction == SelfCorrection(1, False, ())
     assert one_choice().self_correction is None
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -90,10 +90,10 @@ class FakeEngine:
             ticket.kept = kept
 
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
-        for i, progress in enumerate(self._decode(ticket.attempt)):
+        for i, progress in enumerate(self._turns(ticket)):
             await asyncio.sleep(self.pace_s)
             if ticket.cancelled:
-                yield Progress(finish_reason=ticket.cancelled)
+                yield ticket.last(Progress(finish_reason=ticket.cancelled))
                 return
             if self.failure and i == 3:
                 raise self.failure
@@ -101,6 +101,17 @@ class FakeEngine:
                 ticket.finish_reason = progress.finish_reason
                 self.running.remove(ticket)
             yield progress
+
+    def _turns(self, ticket: Ticket) -> Iterator[Progress]:
+        """Every step of every turn; of a draft, only what its thoughts cost is told."""
+        while True:
+            prompt = tuple(ticket.prompt(self.tokens.eos_ids))
+            for progress in self._decode(replace(ticket.attempt, prompt=prompt, params=ticket.params)):
+                ticket.answer.add(progress)
+                yield Progress(num_thought_tokens=progress.num_thought_tokens) if ticket.is_draft else progress
+            if not ticket.is_draft:
+                return
+            ticket.turn(now=0.0)
 
     def _decode(self, attempt: Attempt) -> Iterator[Progress]:
         params, stream = attempt.params, TextStream(self.tokens, attempt.params.stop)

@@ -28,7 +28,7 @@ def test_models(client: Client) -> None:
     assert model["capabilities"] == {
         "thinking": True,
         "max_thought_depth": 16,
-        "self_correction": False,
+        "self_correction": True,
         "rankers": [],
         "probes": [],
     }

@@ -7,6 +7,7 @@ import pytest
 from fake_engine import MODEL, Client
 
 from quietserve.model.config import SamplingParams
+from quietserve.model.progress import Generation, Token
 from quietserve.server.metrics import Metrics
 from quietserve.server.scheduler import Attempt, Ticket
 
@@ -42,7 +43,6 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
         "request_queue_time_seconds": 0.5,
         "time_to_first_token_seconds": 1.0,
         "time_to_first_output_token_seconds": 2.0,
-        "e2e_request_latency_seconds": 4.0,
         "request_prefill_time_seconds": 0.5,
         "request_decode_time_seconds": 3.0,
         "request_time_per_output_token_seconds": 0.25,
@@ -51,6 +51,8 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
     for name, total in sums.items():
         assert value(metrics, f"{name}_count", thinking="fixed") == 1
         assert value(metrics, f"{name}_sum", thinking="fixed") == total
+    for name, total in {"e2e_request_latency_seconds_count": 1, "e2e_request_latency_seconds_sum": 4.0}.items():
+        assert value(metrics, name, thinking="fixed", self_correction="off") == total
     assert value(metrics, "inter_token_latency_seconds_count", thinking="fixed") == 2
     assert value(metrics, "inter_token_latency_seconds_sum", thinking="fixed") == 0.5
     assert value(metrics, "prompt_tokens_total") == value(metrics, "request_prompt_tokens_sum") == 3
@@ -72,7 +74,7 @@ def test_what_adaptive_requests_decide_is_counted(metrics: Metrics) -> None:
     run(metrics, made)
     assert value(metrics, "adaptive_positions_total", decision="thought") == 3
     assert value(metrics, "adaptive_positions_total", decision="skipped") == 5
-    assert value(metrics, "e2e_request_latency_seconds_count", thinking="adaptive") == 1
+    assert value(metrics, "e2e_request_latency_seconds_count", thinking="adaptive", self_correction="off") == 1
 
 
 def test_the_books_balance(metrics: Metrics) -> None:
@@ -120,6 +122,35 @@ def test_tokens_of_a_contested_answer_count_when_it_is_decided(metrics: Metrics,
     assert value(metrics, "request_params_best_of_sum") == 4
 
 
+def corrected(metrics: Metrics, texts: tuple[str, str], reason: str) -> None:
+    """A ticket of two turns: the first says three tokens, and so does the second."""
+    made = Ticket(Attempt((1, 2, 3), SamplingParams(), "chat", draft_params=(SamplingParams(),)))
+    made.answer = Generation(texts[0], [Token(7)] * 3)
+    made.num_output_tokens, made.timing.submitted = 3, 98.0
+    metrics.decided(made, 3, None)
+    made.turn(now=100.0)
+    made.answer.text = texts[1]
+    run(metrics, made, reason)
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason", "outcome"),
+    [(("6", "7"), "stop", "changed"), (("6", "6\n"), "length", "kept"), (("6", ""), "abort", None)],
+)
+def test_a_correction_counts_once_it_is_over(
+    metrics: Metrics, texts: tuple[str, str], reason: str, outcome: str | None
+) -> None:
+    corrected(metrics, texts, reason)
+    for kind, tokens in {"draft": 3, "visible": 3}.items():
+        assert value(metrics, "generation_tokens_total", kind=kind) == tokens
+    assert value(metrics, "request_generation_tokens_sum") == 3
+    assert value(metrics, "e2e_request_latency_seconds_sum", thinking="off", self_correction="on") == 6
+    assert value(metrics, "forwards_per_token_sum", thinking="off") == 1
+    for other in ("changed", "kept"):
+        assert value(metrics, "self_correction_total", outcome=other) == (other == outcome)
+    assert value(metrics, "self_correction_time_seconds_sum", thinking="off") == (4 if outcome else None)
+
+
 def test_the_same_by_vllms_names() -> None:
     """A dashboard or an autoscaler made for vLLM finds what it looks for."""
     metrics = Metrics(MODEL, vllm_names=True)
@@ -131,7 +162,7 @@ def test_the_same_by_vllms_names() -> None:
         'vllm:prompt_tokens_total{model_name="fake"} 3.0',
         'vllm:request_success_total{endpoint="chat",finished_reason="stop",model_name="fake"} 1.0',
         'vllm:time_to_first_token_seconds_bucket{le="1.0",model_name="fake",thinking="fixed"} 1.0',
-        'vllm:e2e_request_latency_seconds_sum{model_name="fake",thinking="fixed"} 4.0',
+        'vllm:e2e_request_latency_seconds_sum{model_name="fake",self_correction="off",thinking="fixed"} 4.0',
     ):
         assert name in told, name
     assert "vllm" not in Metrics(MODEL).render().decode()
@@ -161,6 +192,7 @@ def test_promtool_has_no_complaint(client: Client, metrics: Metrics) -> None:
     metrics.describe_model("none", "float32", "cpu", model_bytes=5, kv_cache_bytes=7)
     for depth, reason in ((0, "stop"), (4, "abort")):
         run(metrics, ticket(depth), reason)
+    corrected(metrics, ("6", "7"), "stop")
     client.post("/v1/completions", {"prompt": ""})
     text = client.get("/metrics").content
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)

@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "max-thought-depth": ("5", 5),
     "max-num-thoughts": ("4", 4),
     "max-best-of": ("9", 9),
+    "max-self-correction-turns": ("1", 1),
     "pipeline-depth": ("6", 6),
     "api-key": ("secret", ("secret",)),
     "api-key-file": ("keys.txt", "keys.txt"),
