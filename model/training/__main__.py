@@ -10,6 +10,7 @@ METHODS = {
     "cost": ".cost",
     "attempts": ".attempts",
     "score": ".score",
+    "score-study": ".score_study",
 }
 USAGE = f"usage: quietserve train {{{','.join(METHODS)}}} [arguments]; --help after a method lists its own"
 

@@ -1,0 +1,47 @@
+"""The arms of SCoRe as a picture; needs the optional package `matplotlib`."""
+
+import importlib
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from .score_table import cells_by_row
+
+SMOOTHED = 8  # lines of the log in one point
+
+
+def plot(summary: dict[str, Any], file: Path) -> None:
+    """Write a PNG: both turns over training for every arm, fix and break rates, and how much of the first answer is kept."""
+    matplotlib: Any = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    trained = list(dict.fromkeys(report["row"] for report in summary["rows"] if report["history"]))
+    columns = max(1, len(trained))
+    figure, axes = pyplot.subplots(2, columns, figsize=(3 * columns, 6), squeeze=False, layout="constrained")
+    for row, (above, below) in zip(trained, axes.T, strict=False):
+        reports = [report for report in summary["rows"] if report["row"] == row]
+        for report in reports:
+            steps, first, second = _smooth(report["history"])
+            above.plot(steps, first, color="tab:blue", alpha=0.7)
+            above.plot(steps, second, color="tab:orange", alpha=0.7)
+        above.set(title=row, ylim=(0, 1), xlabel="update")
+        above.grid(alpha=0.3)
+        _draw_edits(below, cells_by_row(summary)[row])
+    axes[0][0].set_ylabel("accuracy: blue t1, orange t2")
+    axes[1][0].set_ylabel("second answers")
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _smooth(history: list[dict[str, float]]) -> tuple[list[float], list[float], list[float]]:
+    """Steps and both turns' accuracies, means of a few lines."""
+    parts = [history[first : first + SMOOTHED] for first in range(0, len(history), SMOOTHED)]
+    steps, first, second = ([mean(line[name] for line in part) for part in parts] for name in ("step", "t1", "t2"))
+    return steps, first, second
+
+
+def _draw_edits(axes: Any, cells: list[dict[str, Any]]) -> None:
+    totals = [sum(counts) for counts in zip(*(cell["edits"] for cell in cells), strict=True)]
+    axes.bar([(tenth + 0.5) / len(totals) for tenth in range(len(totals))], totals, width=0.9 / len(totals))
+    fix, lost = (mean(cell[name] for cell in cells) for name in ("fix", "break"))
+    axes.set(title=f"fix {fix:.2f}, break {lost:.2f}", xlabel="share of the first answer that is kept")

@@ -1,0 +1,136 @@
+"""The comparison of SCoRe with its arms in one command: a base for every seed, every arm from it, the same fresh problems.
+
+Trained, at equal numbers of updates: the arms of `train score`. Not trained: `base`, and `self-refine`, the base told in words it
+never saw in training that there might be an error. What is finished is not done again, and what was interrupted goes on, so
+the command can be killed and repeated; several may share the work by taking different seeds or rows.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .. import checkpoint
+from ..checkpoint import Loaded
+from ..correction import INSTRUCTION, CorrectionConfig
+from . import attempts, score, score_plot
+from .evaluation.evaluate import evaluate
+from .loop import LOG_FILE, write_aside
+from .score_table import markdown
+
+ROWS = ("base", "self-refine", *score.ARMS)
+REPORTS = "reports"
+FINISHED = "config.json"  # what a checkpoint is saved with last
+INSTRUCTED = "Is there an error? Answer again."  # short: it is read in every episode
+HISTORY = ("step", "t1", "t2", "repaired", "broken", "changed", "kl1", "kl2")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train score-study`; 0 when the table is printed, otherwise what the failing piece returned."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    for seed in args.seeds:
+        base = args.out / f"base-{seed}"
+        flags = [
+            "--out",
+            str(base),
+            "--seed",
+            str(seed),
+            "--instruction",
+            INSTRUCTED,
+            "--families",
+            args.task,
+            "--resume",
+        ]
+        if code := _once(base, attempts.main, [*flags, *args.attempts.split()]):
+            return code
+        for row in args.rows:
+            if code := _run_row(args, row, seed, base):
+                return code
+    summary = summarise(args, sys.argv[1:] if argv is None else argv)
+    if args.results:
+        write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
+        score_plot.plot(summary, args.results.with_suffix(".png"))
+    print(markdown(summary))
+    return 0
+
+
+def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """The reports of all seeds by row, and how they were made."""
+    files = [_report_file(args, row, seed) for row in args.rows for seed in args.seeds]
+    return {
+        "command": ["quietserve", "train", "score-study", *argv],
+        "task": args.task,
+        "n": args.n,
+        "attempts": args.attempts,
+        "score": args.score,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "rows": [json.loads(file.read_text()) for file in files],
+    }
+
+
+def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
+    file = _report_file(args, row, seed)
+    if file.exists():
+        return 0
+    folder = args.out / f"{row}-{seed}"
+    if row in score.ARMS:
+        flags = ["--base", str(base), "--out", str(folder), "--arm", row, "--seed", str(seed), "--tasks", args.task]
+        if code := _once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()]):
+            return code
+    loaded = checkpoint.load(folder if row in score.ARMS else base)
+    report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
+    report |= {"corrected": _measure(args, loaded, row), "history": _history(folder)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
+    print(f"{row}, seed {seed}: done", file=sys.stderr)
+    return 0
+
+
+def _measure(args: argparse.Namespace, loaded: Loaded, row: str) -> dict[str, Any]:
+    if row == "self-refine":
+        loaded = replace(loaded, correction=CorrectionConfig(INSTRUCTION))
+    report = evaluate(loaded, [0], args.n, args.problem_seed, [args.task], metrics=["corrected"])
+    return report["tasks"][args.task]["corrected"]["0"]
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """What was measured while it trained, at temperature 1, on problems of the training split."""
+    file = folder / LOG_FILE
+    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return [{name: line[name] for name in HISTORY} for line in lines]
+
+
+def _report_file(args: argparse.Namespace, row: str, seed: int) -> Path:
+    return args.out / REPORTS / f"{row}-{seed}.json"
+
+
+def _once(folder: Path, run: Any, argv: list[str]) -> int:
+    return 0 if (folder / FINISHED).exists() else run(argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quietserve train score-study", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for all bases, checkpoints and reports")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
+    add("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (all)")
+    add("--task", default="signed-sum", help="family of problems (%(default)s)")
+    add("--n", type=int, default=2000, help="held-out problems (%(default)s)")
+    add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
+    add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
+    add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    add("--attempts", default="", metavar="FLAGS", help="in quotes: further flags of `train attempts`")
+    add("--score", default="", metavar="FLAGS", help="in quotes: further flags of `train score`")
+    return parser

@@ -1,0 +1,35 @@
+"""The comparison in one command: its rows, done once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quietserve.model.training import attempts, score, score_study
+
+ATTEMPTS = "--steps 30 --batch 8 --width 32 --layers 1 --heads 1"
+SCORE = "--stage1-steps 3 --stage2-steps 3 --problems 2 --rollouts 2 --max-tokens 4"
+
+
+def test_every_row_is_measured_once_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, results = ["base", "self-refine", "score", "star"], tmp_path / "rows.json"
+    flags = ["--out", str(tmp_path / "study"), "--seeds", "0", "--n", "6", "--rows", *rows, "--results", str(results)]
+    flags += ["--attempts", ATTEMPTS, "--score", SCORE]
+    assert score_study.main(flags) == 0
+    table, summary = capsys.readouterr().out, json.loads(results.read_text())
+    assert [report["row"] for report in summary["rows"]] == rows
+    assert all(f"| {row} (1) |" in table for row in rows)
+    assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    histories = {report["row"]: [line["step"] for line in report["history"]] for report in summary["rows"]}
+    assert histories == {"base": [], "self-refine": [], "score": [5, 6], "star": [5, 6]}
+    assert {"t1", "delta", "gap", "fix", "break", "edits"} <= summary["rows"][0]["corrected"].keys()
+
+    def never(argv: list[str]) -> int:
+        raise AssertionError(f"done twice: {argv}")
+
+    monkeypatch.setattr(attempts, "main", never)
+    monkeypatch.setattr(score, "main", never)
+    assert score_study.main(flags) == 0
+    assert json.loads(results.read_text()) == summary
