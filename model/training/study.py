@@ -40,7 +40,6 @@ ROWS_OF = {  # by what is measured: a model, and with it what is made of its own
     **{name: (name,) for name in ("untrained", "no-reinforce", "pause", "continued")},
 }
 ROWS = [row for rows in ROWS_OF.values() for row in rows]
-FURTHER = {"quiet-star": ("scored", "perplexity"), "untrained": ("perplexity",)}  # what else is measured
 THINKING = ("quiet-star", "untrained", "no-reinforce")  # whose own thoughts are read
 REPORTS = "reports"
 FINISHED = "config.json"  # what a checkpoint is saved with last
@@ -139,8 +138,8 @@ def _measure(args: argparse.Namespace, name: str, loaded: Loaded, family: str) -
             else:
                 choose = _spoil(args, row, loaded, recorder.thoughts)
                 rows[row]["generated"][str(depth)] = _accuracy(args, loaded, family, depth, choose)
-    if name in FURTHER:
-        rows[name] |= _further(args, loaded, family, name)
+    if name == "quiet-star":
+        rows[name] |= _further(args, loaded, family)
     return rows
 
 
@@ -149,16 +148,16 @@ def _depths(args: argparse.Namespace, name: str) -> list[int]:
     return {"continued": [0], "pause": [0, max(args.depths)]}.get(name, args.depths)
 
 
-def _further(args: argparse.Namespace, loaded: Loaded, family: str, name: str) -> dict[str, Any]:
-    """Metric to cells by depth; of what is not trained the deepest is enough."""
+def _further(args: argparse.Namespace, loaded: Loaded, family: str) -> dict[str, Any]:
+    """Metric, depth, to a cell, of what is measured of the trained model alone."""
     report = evaluate(
         loaded,
-        args.depths if name in TRAINED else [0, max(args.depths)],
+        args.depths,
         args.n,
         args.problem_seed,
         [family],
         thought_temperature=1.0,
-        metrics=FURTHER[name],
+        metrics=("scored", "perplexity"),
         positions=args.positions,
     )
     return report["tasks"][family]

@@ -27,9 +27,8 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     for name in trained[0]["tasks"] if trained else ():
         cells = [[r["tasks"][name]["generated"][str(depth)]["value"] for r in trained] for depth in depths]
         _draw(families, depths, cells, name, "o-")
-    for row in ("quiet-star", "untrained"):
-        if by_row.get(row):
-            _draw(tenths, range(1, TENTHS + 1), _gains(by_row[row], max(depths)), row, "o-")
+    if trained:
+        _draw(tenths, range(1, TENTHS + 1), _gains(trained, max(depths)), "quiet-star", "o-")
     rows.set(
         title="mean over families, standard deviation over seeds",
         xlabel="thought depth",

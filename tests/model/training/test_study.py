@@ -28,7 +28,7 @@ def test_every_row_is_measured_once_and_drawn(
     for name in FAMILIES:
         own, *spoilt = (by_row[row][name]["generated"] for row in ("quiet-star", "swapped", "random"))
         assert {"reasons", "right"} <= own["3"].keys()
-        assert by_row["untrained"][name]["perplexity"].keys() == {"0", "3"}
+        assert by_row["quiet-star"][name]["perplexity"].keys() == {"0", "3"}
         for other in spoilt:
             assert other["0"]["value"] == own["0"]["value"], "without thoughts there is nothing to exchange"
         assert by_row["random"][name]["generated"]["3"]["thought_tokens"] == own["3"]["thought_tokens"]
