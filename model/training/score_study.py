@@ -91,7 +91,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
             return code
     loaded = checkpoint.load(folder if row in score.ARMS else base)
     report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
-    report |= {"corrected": _measure(args, loaded, row), "history": _history(folder)}
+    report |= {"corrected": _measure(args, loaded, row), "history": _history(folder) if row in score.ARMS else []}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)
@@ -107,8 +107,7 @@ def _measure(args: argparse.Namespace, loaded: Loaded, row: str) -> dict[str, An
 
 def _history(folder: Path) -> list[dict[str, float]]:
     """What was measured while it trained, at temperature 1, on problems of the training split."""
-    file = folder / LOG_FILE
-    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    lines = map(json.loads, (folder / LOG_FILE).read_text().splitlines())
     return [{name: line[name] for name in HISTORY} for line in lines]
 
 
