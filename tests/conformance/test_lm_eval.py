@@ -92,7 +92,7 @@ def evaluate(folder: Path, runs: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def scores(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("lm_eval")
-    write_tasks(folder, choice=ROUND, answer=10 * ROUND, text=4)
+    write_tasks(folder, choice=ROUND, answer=5 * ROUND, text=4)
     runs = {
         "quick": asked(url, QUICK, "choice", "answer", "text", **IDS),
         "deep": asked(url, DEEP, "choice", "answer", "text", **IDS),
@@ -104,7 +104,7 @@ def scores(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 
 def test_thinking_makes_it_answer_right(scores: dict[str, Any]) -> None:
-    """As a share of problems answered right, 0.44 and 0.98 are known of this checkpoint."""
+    """As a share of problems answered right."""
     quick, deep = (scores[run]["answer"]["exact_match"] for run in ("quick", "deep"))
     assert quick < 0.6
     assert deep > 0.93
