@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from ..checkpoint_folder import CONFIG
 from .loop import DivergedError
+from .lora import Lora
 from .tasks import FAMILIES
 
 
@@ -25,6 +28,11 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], No
     return 0
 
 
+def once(folder: Path, main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Run a command that writes a checkpoint, unless it is there; 0 or what the command returned."""
+    return 0 if (folder / CONFIG).exists() else main(argv)
+
+
 def require(args: argparse.Namespace, name: str, holds: bool, allowed: str) -> None:
     """Raise ValueError naming the flag, its value and what is allowed, unless it `holds`."""
     if not holds:
@@ -43,6 +51,21 @@ def require_families(args: argparse.Namespace, *names: str) -> None:
     """The same for lists of problem families."""
     for name in names:
         require(args, name, set(getattr(args, name)) <= set(FAMILIES), "among " + ", ".join(FAMILIES))
+
+
+def read_adapters(args: argparse.Namespace) -> Lora | None:
+    """What the flags of `add_adapters` say."""
+    if not args.lora:
+        return None
+    return Lora(args.lora, args.lora_alpha, tuple(args.lora_targets), args.lora_dropout)
+
+
+def check_adapters(args: argparse.Namespace) -> None:
+    """Raise ValueError where they say what cannot be."""
+    require_least(args, 0, "lora", "lora_dropout")
+    needs_lora = args.quantization != "none" and not args.lora
+    require(args, "quantization", not needs_lora, "none, or there must be --lora: rounded weights cannot be trained")
+    require(args, "shard", not (args.shard and args.quantization != "none"), "left out where weights are quantised")
 
 
 def add_adapters(group: argparse._ArgumentGroup) -> None:

@@ -62,6 +62,11 @@ class Player:
     def __post_init__(self) -> None:
         object.__setattr__(self, "between", bridge(self.loaded.tokens, self.correction.instruction))
 
+    @property
+    def thinks(self) -> bool:
+        """There are thoughts in some turn."""
+        return any(self.correction.depth(self.depth, is_last) for is_last in (False, True))
+
     def play(
         self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel, first: QuietModel | None = None
     ) -> list[Episode]:

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..quiet_model import QuietModel
 
-ENDS = (
-    -1
-)  # a choice: the thought ended itself. Which of its stop tokens did it does not matter: their probabilities add up
+# A choice: the thought ended itself. Which of its stop tokens did it does not matter: their probabilities add up.
+ENDS = -1
+NOTHING = -2  # a choice that was not made
 MAX_LOGITS = 2**23  # held at once; 32 MiB in float32. With 128 MiB a CPU took 1.6 times as long
 
 

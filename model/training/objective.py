@@ -21,7 +21,7 @@ from ..quiet_model import QuietModel
 from ..sampling import gumbel, hash_key, sample_thoughts
 from ..thoughts import Choose, Rows, Thought, replay, think, whole_rows
 from .batches import Batch
-from .logprobs import ENDS, log_likelihood
+from .logprobs import ENDS, NOTHING, log_likelihood
 from .loop import DivergedError
 from .rewards import advantages, rewards
 
@@ -53,7 +53,6 @@ class Sampled:
     real_BMS: Tensor  # bool: there is such a token to foretell; of a thought that is none of them are
 
 
-NOTHING = -2  # a choice that was not made
 # Thoughts of one text at a time: the rows of all of them are held against all their scratch columns, most of which no row sees.
 LANES = 32
 AT_ONCE = 128  # thoughts in one forward at least: of few texts more at a time

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from ..quiet_model import QuietModel
 from ..thoughts import replay
 from .episodes import Episode, Player
-from .logprobs import MAX_LOGITS, pick
+from .logprobs import MAX_LOGITS, NOTHING, pick
 from .tasks.item import Item
-from .transcripts import NOTHING, Transcript
+from .transcripts import Transcript
 
 Divergence = Literal["exact", "sampled"]
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from .arguments import add_adapters, require, require_families, require_least, run
+from .arguments import add_adapters, check_adapters, read_adapters, require, require_families, require_least, run
 from .loop import LoopConfig
-from .lora import Lora
 from .objective import Arm, ThinkingConfig
 from .problem_texts import ProblemTexts
 from .processes import Processes
@@ -97,7 +96,6 @@ def _thinking(args: argparse.Namespace) -> ThinkingConfig:
 
 
 def _learning(args: argparse.Namespace) -> TrainerConfig:
-    lora = Lora(args.lora, args.lora_alpha, tuple(args.lora_targets), args.lora_dropout) if args.lora else None
     return TrainerConfig(
         args.base,
         args.depths,
@@ -107,7 +105,7 @@ def _learning(args: argparse.Namespace) -> TrainerConfig:
         args.marker_lr_scale,
         args.head_lr_scale,
         args.micro_batch,
-        lora,
+        read_adapters(args),
     )
 
 
@@ -120,11 +118,9 @@ def _check(args: argparse.Namespace) -> None:
     require(args, "micro_batch", args.micro_batch is None or args.micro_batch >= 1, "1 or more")
     for name in ("lr", "marker_lr_scale", "head_lr_scale", "clip", "temperature", "reinforce_temperature"):
         require(args, name, getattr(args, name) > 0, "above 0")
-    require_least(args, 0, "beta", "warmup", "weight_decay", "lora", "lora_dropout")
+    require_least(args, 0, "beta", "warmup", "weight_decay")
     require(args, "thought_temperature", 0 <= args.thought_temperature <= 2, "between 0 and 2")
-    needs_lora = args.quantization != "none" and not args.lora
-    require(args, "quantization", not needs_lora, "none, or there must be --lora: rounded weights cannot be trained")
-    require(args, "shard", not (args.shard and args.quantization != "none"), "left out where weights are quantised")
+    check_adapters(args)
     require_families(args, "families")
 
 

@@ -23,12 +23,11 @@ import torch
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import CorrectionConfig, Thinking
-from .arguments import add_adapters, require, require_least, run
+from .arguments import add_adapters, check_adapters, read_adapters, require, require_least, run
 from .credit import Credit
 from .episodes import Player
 from .evaluation.family_items import FamilyItem
 from .loop import LoopConfig
-from .lora import Lora
 from .policy import Divergence
 from .processes import Processes
 from .score_trainer import ScoreConfig, ScoreTrainer
@@ -83,6 +82,8 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # adapters begin random
     processes = Processes(args.precision, args.shard, args.cpu)
+    even = args.problems % processes.size == 0
+    require(args, "problems", even, f"a multiple of {processes.size}: of each process the same")
     recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
     recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
     device = str(processes.device)
@@ -120,7 +121,6 @@ def source(tasks: Sequence[str]) -> Callable[[random.Random, int], list[Item]]:
 
 
 def _learning(args: argparse.Namespace) -> ScoreConfig:
-    lora = Lora(args.lora, args.lora_alpha, tuple(args.lora_targets), args.lora_dropout) if args.lora else None
     knobs = {name: default if getattr(args, name) is None else getattr(args, name) for name, default in KNOBS.items()}
     return ScoreConfig(
         base=args.base,
@@ -133,7 +133,7 @@ def _learning(args: argparse.Namespace) -> ScoreConfig:
         from_base=args.from_base,
         divergence=args.divergence,
         micro_batch=args.micro_batch,
-        lora=lora,
+        lora=read_adapters(args),
     )
 
 
@@ -151,7 +151,7 @@ def _check(args: argparse.Namespace) -> None:
         require(args, name, value is None or name in ARMS[args.arm], f"left out: the arm {args.arm} does not read it")
         require(args, name, value is None or value >= 0, "0 or more")
     require_least(args, 1, "problems", "max_tokens", "threads", "save_every", "log_every")
-    require_least(args, 0, "stage1_steps", "stage2_steps", "warmup", "weight_decay", "lora", "lora_dropout")
+    require_least(args, 0, "stage1_steps", "stage2_steps", "warmup", "weight_decay")
     require(args, "stage2_steps", args.stage1_steps + args.stage2_steps > 0, "1 or more with those of stage I")
     require(args, "rollouts", args.rollouts >= 2, "2 or more: each is measured against the others")
     require(args, "depth", args.depth is None or args.depth >= 0, "0 or more")
@@ -160,8 +160,7 @@ def _check(args: argparse.Namespace) -> None:
         require(args, name, getattr(args, name) > 0, "above 0")
     require(args, "temperature", args.temperature <= 2, "at most 2")
     require(args, "micro_batch", args.micro_batch is None or args.micro_batch >= 1, "1 or more")
-    needs_lora = args.quantization != "none" and not args.lora
-    require(args, "quantization", not needs_lora, "none, or there must be --lora: rounded weights cannot be trained")
+    check_adapters(args)
     for name in args.tasks:
         known = name in EVERY or Path(name).is_file()
         require(args, "tasks", known, f"among {', '.join(EVERY)}, or JSONL files that exist")

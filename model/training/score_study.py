@@ -7,7 +7,6 @@ the command can be killed and repeated; several may share the work by taking dif
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import INSTRUCTION, CorrectionConfig
 from . import attempts, score, score_plot
-from .evaluation.evaluate import evaluate
+from .arguments import once
+from .evaluation.evaluate import evaluate, library_versions
 from .loop import LOG_FILE, write_aside
 from .score_table import markdown
 
 ROWS = ("base", "self-refine", *score.ARMS)
 REPORTS = "reports"
-FINISHED = "config.json"  # what a checkpoint is saved with last
 INSTRUCTED = "Is there an error? Answer again."  # short: it is read in every episode
 HISTORY = ("step", "t1", "t2", "repaired", "broken", "changed", "kl1", "kl2")
 
@@ -49,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             args.task,
             "--resume",
         ]
-        if code := _once(base, attempts.main, [*flags, *args.attempts.split()]):
+        if code := once(base, attempts.main, [*flags, *args.attempts.split()]):
             return code
         for row in args.rows:
             if code := _run_row(args, row, seed, base):
@@ -71,11 +69,7 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "n": args.n,
         "attempts": args.attempts,
         "score": args.score,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": library_versions(),
         "rows": [json.loads(file.read_text()) for file in files],
     }
 
@@ -87,7 +81,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
     folder = args.out / f"{row}-{seed}"
     if row in score.ARMS:
         flags = ["--base", str(base), "--out", str(folder), "--arm", row, "--seed", str(seed), "--tasks", args.task]
-        if code := _once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()]):
+        if code := once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()]):
             return code
     loaded = checkpoint.load(folder if row in score.ARMS else base)
     report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
@@ -113,10 +107,6 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 def _report_file(args: argparse.Namespace, row: str, seed: int) -> Path:
     return args.out / REPORTS / f"{row}-{seed}.json"
-
-
-def _once(folder: Path, run: Any, argv: list[str]) -> int:
-    return 0 if (folder / FINISHED).exists() else run(argv)
 
 
 def _parser() -> argparse.ArgumentParser:

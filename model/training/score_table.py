@@ -1,8 +1,9 @@
 """The arms of SCoRe as a table for people."""
 
 from collections.abc import Callable
-from statistics import mean, stdev
 from typing import Any
+
+from .study_table import spread
 
 Cell = dict[str, Any]
 
@@ -21,7 +22,7 @@ def markdown(summary: dict[str, Any]) -> str:
     """A row an arm: means over seeds with their standard deviation."""
     lines = [f"| arm (seeds) | {' | '.join(title for title, _ in _COLUMNS)} |", "|---" * (len(_COLUMNS) + 1) + "|"]
     for row, cells in cells_by_row(summary).items():
-        values = [_spread([number(cell) for cell in cells]) for _, number in _COLUMNS]
+        values = [spread([number(cell) for cell in cells]) for _, number in _COLUMNS]
         lines.append(f"| {row} ({len(cells)}) | {' | '.join(values)} |")
     return "\n".join(lines)
 
@@ -32,7 +33,3 @@ def cells_by_row(summary: dict[str, Any]) -> dict[str, list[Cell]]:
     for report in summary["rows"]:
         found.setdefault(report["row"], []).append(report["corrected"])
     return found
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -79,9 +79,9 @@ class ScoreTrainer:
         self._config, self._loaded, self._reference = config, loaded, reference.eval().requires_grad_(False)
         self._player, self._draw, self._looping, self._processes = player, draw, looping, processes
         self._folder = folder
-        choose_what_learns(loaded.model, config.lora)
+        choose_what_learns(loaded.model, config.lora, player.thinks)
         policy = Policy(loaded.model, config.divergence, player.temperature)
-        self.policy = processes.spread(policy, decoder_layers(loaded.model.backbone.lm), "forward")
+        self.policy = processes.spread(policy, decoder_layers(loaded.model.backbone.lm), "play")
         self.loop = Loop(
             self.policy,
             make_optimizer(self.policy, config.weight_decay),

@@ -7,26 +7,26 @@ thought, drawn evenly).
 
 Thoughts are sampled at temperature 1, as in training, and the answer's one token is judged: untrained thoughts, each of which
 ends in an answer, would go on answering. What is finished is not done again, and what was interrupted goes on, so the command
-can be killed and repeated; several may share the work by taking different seeds.
+can be killed and repeated; several may share the work by taking different seeds, or rows of one
+whose base is there.
 """
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..thoughts import Choose
 from . import pretrain, quiet_star, study_plot
+from .arguments import once
 from .controls import Always, Recorder, Thoughts, forced, is_right, ordinary_tokens, reasons, scrambled, swapped
-from .evaluation.evaluate import evaluate
+from .evaluation.evaluate import evaluate, library_versions
 from .evaluation.family_items import draw_items
 from .loop import write_aside
 from .study_table import markdown
@@ -42,7 +42,6 @@ ROWS_OF = {  # by what is measured: a model, and with it what is made of its own
 ROWS = [row for rows in ROWS_OF.values() for row in rows]
 THINKING = ("quiet-star", "untrained", "no-reinforce")  # whose own thoughts are read
 REPORTS = "reports"
-FINISHED = "config.json"  # what a checkpoint is saved with last
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         base = args.out / f"base-{seed}"
-        if code := _once(
+        if code := once(
             base, pretrain.main, ["--out", str(base), "--seed", str(seed), "--resume", *args.pretrain.split()]
         ):
             return code
-        for name in ROWS_OF:
+        for name in args.rows:
             if code := _run_one(args, name, seed, base):
                 return code
     summary = summarise(args, sys.argv[1:] if argv is None else argv)
@@ -68,16 +67,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """The reports of all seeds by row, and how they were made."""
-    reports = [_report(args, name, seed) for seed in args.seeds for name in ROWS_OF]
+    reports = [_report(args, name, seed) for seed in args.seeds for name in args.rows]
     return {
         "command": ["quietserve", "train", "study", *argv],
         "n": args.n,
         "depths": args.depths,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": library_versions(),
         "rows": [
             {"row": row, "training_seed": report["training_seed"], "tasks": report["rows"][row]}
             for row in ROWS
@@ -96,7 +91,7 @@ def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> int:
     folder = args.out / f"{name}-{seed}"
     if name in TRAINED:
         flags = ["--base", str(base), "--out", str(folder), "--arm", name, "--seed", str(seed), "--resume"]
-        if code := _once(folder, quiet_star.main, [*flags, *args.quiet_star.split()]):
+        if code := once(folder, quiet_star.main, [*flags, *args.quiet_star.split()]):
             return code
     loaded = checkpoint.load(folder) if name in TRAINED else _untrained(base, max(args.depths))
     file = _report_file(args, name, seed)
@@ -197,10 +192,6 @@ def _pause(loaded: Loaded) -> Choose:
     return lambda thoughts, _: [token] * len(thoughts)
 
 
-def _once(folder: Path, run: Any, argv: list[str]) -> int:
-    return 0 if (folder / FINISHED).exists() else run(argv)
-
-
 def _untrained(base: Path, depth: int) -> Loaded:
     loaded = open_thinker(base, ThinkerConfig(depth))
     loaded.model.mixing_head = Always(1.0)
@@ -212,6 +203,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for all bases, checkpoints and reports")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
+    add(
+        "--rows",
+        nargs="+",
+        default=list(ROWS_OF),
+        choices=ROWS_OF,
+        metavar="ROW",
+        help=f"of {', '.join(ROWS_OF)} (all)",
+    )
     add("--depths", type=int, nargs="+", default=[0, 4, 8, 12, 16], help="thought depths to evaluate (0 4 8 12 16)")
     add("--n", type=int, default=2000, help="held-out problems a family (%(default)s)")
     add("--positions", type=int, default=4, help="tokens of a text whose perplexity is measured (%(default)s)")

@@ -38,12 +38,13 @@ def _table(corner: str, rows: dict[str, list[dict[str, float]]], depths: Sequenc
     lines = [f"| {corner} | {' | '.join(f'depth {depth}' for depth in depths)} |", "|---" * (len(depths) + 1) + "|"]
     for name, seeds in rows.items():
         lines.append(
-            f"| {name} | {' | '.join(_spread([seed[depth] for seed in seeds if depth in seed]) for depth in depths)} |"
+            f"| {name} | {' | '.join(spread([seed[depth] for seed in seeds if depth in seed]) for depth in depths)} |"
         )
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """A mean over seeds with its standard deviation; nothing where there are none."""
     if not values:
         return ""
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

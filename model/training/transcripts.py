@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ..thoughts import whole_rows
 from .episodes import Episode, Turn
-from .logprobs import ENDS
-
-NOTHING = -2  # a choice that was not made
+from .logprobs import ENDS, NOTHING
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
     )
     # How it was measured; where files lie is nobody else's business.
     arguments = {name: value for name, value in vars(args).items() if name not in ("model", "out", "png", "json")}
-    report |= {"command": ["quietserve", "evaluate", *argv], "arguments": arguments, "versions": _versions()}
+    report |= {"command": ["quietserve", "evaluate", *argv], "arguments": arguments, "versions": library_versions()}
     print(json.dumps(report, default=str) if args.json else table(report))
     if args.out:
         write_aside(args.out, lambda file: file.write_text(json.dumps(report, default=str, indent=1) + "\n"))
@@ -190,7 +190,8 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
         write_aside(args.png, lambda file: plot.plot(report, file))
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """What a report was measured with."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

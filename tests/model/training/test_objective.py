@@ -16,8 +16,8 @@ from quietserve.model.training import logprobs
 from quietserve.model.training import objective as objective_module
 from quietserve.model.training.batches import Batch, pad
 from quietserve.model.training.documents import make_batch
-from quietserve.model.training.logprobs import ENDS, log_likelihood
-from quietserve.model.training.objective import NOTHING, Objective, Sampled, ThinkingConfig
+from quietserve.model.training.logprobs import ENDS, NOTHING, log_likelihood
+from quietserve.model.training.objective import Objective, Sampled, ThinkingConfig
 from quietserve.model.training.thinker import ThinkerConfig, open_thinker
 from reference import Reference
 
