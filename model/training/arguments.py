@@ -47,6 +47,11 @@ def require_least(args: argparse.Namespace, least: float, *names: str) -> None:
         require(args, name, getattr(args, name) >= least, f"{least} or more")
 
 
+def require_even(args: argparse.Namespace, name: str, processes: int) -> None:
+    """Raise ValueError unless every process can take as many."""
+    require(args, name, getattr(args, name) % processes == 0, f"a multiple of {processes}: each process takes as many")
+
+
 def require_families(args: argparse.Namespace, *names: str) -> None:
     """The same for lists of problem families."""
     for name in names:

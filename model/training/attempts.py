@@ -3,7 +3,8 @@
 Some documents hold one attempt, the others two, with the instruction between them. An attempt is a solution, or with the
 share `--random` one drawn at random, whose steps are true and which mostly fails: or the base would learn to claim that it
 got there. The second attempt has nothing to do with the first, or repeats it, with the share `--copies`; so before it is
-trained (SCoRe, arXiv 2409.12917) the base's second answer is no better than its first.
+trained (SCoRe, arXiv 2409.12917) the base's second answer is no better than its first. With the share `--foreign` the first is
+one at another problem, or the second would lean on it: what it says of the numbers is true, and cheap to repeat.
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Attempts:
         instruction: said between two attempts.
         random_share: of attempts that are drawn at random.
         copies: share of second attempts that repeat the first.
+        foreign: share of second attempts that follow an attempt at another problem.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Attempts:
         instruction: str,
         random_share: float,
         copies: float,
+        foreign: float,
     ) -> None:
         self._tokens, self._families = Tokens(tokenizer), families
-        self._random_share, self._copies = random_share, copies
+        self._random_share, self._copies, self._foreign = random_share, copies, foreign
         self._between = bridge(self._tokens, instruction)
         self._pad = token_id(tokenizer, PAD)
 
@@ -63,12 +66,18 @@ class Attempts:
         family = rng.choice(self._families)
         problem = draw(rng, "train", family, rng.choice(family.steps))
         prompt, answer = self._tokens.encode(write_prompt(problem)), self._attempt(rng, family, problem)
-        weights = [0.0, *_light(prompt[1:]), *[1.0] * len(answer)]
+        read = [0.0, *_light(prompt[1:])]
         if rng.random() < 0.5:
-            return [*prompt, *answer], weights
-        second = answer if rng.random() < self._copies else self._attempt(rng, family, problem)
+            return [*prompt, *answer], [*read, *[1.0] * len(answer)]
+        second, counts = answer, 1.0
+        if rng.random() < self._foreign:
+            other = draw(rng, "train", family, problem.num_steps)
+            answer, counts = self._attempt(rng, family, other), 0.0  # nobody is to answer so
+        elif rng.random() >= self._copies:
+            second = self._attempt(rng, family, problem)
         told = next_prompt(prompt, answer, self._tokens.eos_ids, self._between)  # whose bridge ends the answer, too
-        return [*told, *second], [*weights, *_light(self._between[1:]), *[1.0] * len(second)]
+        weights = [*read, *[counts] * len(answer), *_light(self._between[1:]), *[1.0] * len(second)]
+        return [*told, *second], weights
 
     def _attempt(self, rng: random.Random, family: Search, problem: Problem) -> list[int]:
         text = family.attempt(rng, problem)
@@ -103,7 +112,7 @@ def train(args: argparse.Namespace) -> None:
     )
     if not (args.resume and loop.resume()):
         loop.start_afresh()
-    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies)
+    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies, args.foreign)
 
     def work(step: int) -> dict[str, float]:
         loss = document_loss(model, attempts.batch(step_rng(args.seed, step), args.batch))
@@ -131,7 +140,7 @@ def _light(ids: list[int]) -> list[float]:
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
-    for name in ("random", "copies"):
+    for name in ("random", "copies", "foreign"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
     require(args, "lr", args.lr > 0, "above 0")
     require(args, "families", set(args.families) <= set(SEARCHES), "among " + ", ".join(SEARCHES))
@@ -147,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--instruction", default=INSTRUCTION, help="said between two attempts (%(default)r)")
     add("--random", type=float, default=0.3, help="share of attempts that are drawn at random (%(default)s)")
     add("--copies", type=float, default=0.0, help="share of second attempts that repeat the first (%(default)s)")
+    add(
+        "--foreign",
+        type=float,
+        default=0.5,
+        help="share that follow one at another problem, never copied (%(default)s)",
+    )
     add("--steps", type=int, default=3000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="documents an update (%(default)s)")
     add("--lr", type=float, default=2.5e-3, help="highest learning rate (%(default)s)")

@@ -68,15 +68,18 @@ class Player:
         return any(self.correction.depth(self.depth, is_last) for is_last in (False, True))
 
     def play(
-        self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel, first: QuietModel | None = None
+        self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel, given: Sequence[Turn] = ()
     ) -> list[Episode]:
-        """Attempt every item twice, each with its own seed; `first` makes the first attempts, or the model itself."""
-        with_cache = self._decoder(model, items)
-        firsts = self.attempt(
-            items, self.prompts(items), seeds, 1, self._decoder(first, items) if first else with_cache
-        )
-        seconds = self.attempt(items, [self.next_prompt(turn) for turn in firsts], seeds, 2, with_cache)
-        return [Episode(pair, own=first is None) for pair in zip(firsts, seconds, strict=True)]
+        """Attempt every item twice, each with its own seed; `given` are somebody else's first attempts at the first items."""
+        decoder, own = self._decoder(model, items), slice(len(given), None)
+        firsts = [*given, *self.attempt(items[own], self.prompts(items[own]), seeds[own], 1, decoder)]
+        seconds = self.attempt(items, [self.next_prompt(turn) for turn in firsts], seeds, TURNS, decoder)
+        pairs = zip(firsts, seconds, strict=True)
+        return [Episode(pair, own=number >= len(given)) for number, pair in enumerate(pairs)]
+
+    def begin(self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel) -> list[Turn]:
+        """First attempts alone."""
+        return self.attempt(items, self.prompts(items), seeds, 1, self._decoder(model, items)) if items else []
 
     def swap(
         self, items: Sequence[Item], seeds: Sequence[int], episodes: Sequence[Episode], model: QuietModel

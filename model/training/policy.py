@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..quiet_model import QuietModel
 from ..thoughts import replay
-from .episodes import Episode, Player
+from .episodes import Episode, Player, Turn
 from .logprobs import MAX_LOGITS, NOTHING, pick
 from .tasks.item import Item
 from .transcripts import Transcript
@@ -53,11 +53,11 @@ class Policy(nn.Module):
         self.model, self.divergence, self.temperature = model, divergence, temperature
 
     def play(
-        self, player: Player, items: Sequence[Item], seeds: Sequence[int], first: QuietModel | None = None
+        self, player: Player, items: Sequence[Item], seeds: Sequence[int], given: Sequence[Turn] = ()
     ) -> list[Episode]:
         """Attempt every item twice, as `Player.play` has it."""
         self.eval()  # no dropout in what is to be judged
-        return player.play(items, seeds, self.model, first)
+        return player.play(items, seeds, self.model, given)
 
     def forward(self, told: Transcript, reference: QuietModel | None) -> Judged:
         """Judge every turn; without a reference nothing diverges."""
@@ -66,9 +66,8 @@ class Policy(nn.Module):
         with torch.no_grad():
             theirs = own if reference is None else _choices(reference, told)
         logprob_N, divergence_N = self._compare(own, theirs, reference or self.model)
-        size = (2 * len(told.ids_BT),)
-        sums = [x.new_zeros(size).index_add(0, own.cells_N, x).view(-1, 2) for x in (logprob_N, divergence_N)]
-        return Judged(*sums)
+        sums = [x.new_zeros(2 * len(told.ids_BT)).index_add(0, own.cells_N, x) for x in (logprob_N, divergence_N)]
+        return Judged(*(x.view(-1, 2).clone() for x in sums))  # FSDP loses its hooks on views
 
     def _compare(self, own: _Choices, theirs: _Choices, reference: QuietModel) -> tuple[Tensor, Tensor]:
         """In parts: the logits of all choices at once might be most of the memory."""

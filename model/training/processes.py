@@ -84,14 +84,17 @@ class Processes:
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Keep weights together once they are gathered: inside, processes may run different numbers of forwards."""
-        if isinstance(model, FSDPModule):
-            model.set_reshard_after_forward(False, recurse=True)
+        """Gather the weights: inside, processes may run different numbers of forwards."""
+        layers = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for layer in layers:  # here, not in a forward: what inference mode gathers could not be trained afterwards
+            layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
         try:
             yield
         finally:
-            if isinstance(model, FSDPModule):
-                model.set_reshard_after_forward(True, recurse=True)
+            for layer in layers:
+                layer.reshard()
+                layer.set_reshard_after_forward(True, recurse=False)
 
     def precision(self) -> AbstractContextManager[None]:
         """The forward's arithmetic."""

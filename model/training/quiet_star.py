@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from .arguments import add_adapters, check_adapters, read_adapters, require, require_families, require_least, run
+from .arguments import (
+    add_adapters,
+    check_adapters,
+    read_adapters,
+    require,
+    require_even,
+    require_families,
+    require_least,
+    run,
+)
 from .loop import LoopConfig
 from .objective import Arm, ThinkingConfig
 from .problem_texts import ProblemTexts
@@ -45,6 +54,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the mixing head's first layers are random, adapters too
     processes = Processes(args.precision, args.shard, args.cpu)
+    require_even(args, "batch", processes.size)
     recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
     recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
     looping = LoopConfig(args.steps, args.seed, args.clip, args.log_every, args.save_every, args.tensorboard)

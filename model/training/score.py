@@ -23,7 +23,7 @@ import torch
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import CorrectionConfig, Thinking
-from .arguments import add_adapters, check_adapters, read_adapters, require, require_least, run
+from .arguments import add_adapters, check_adapters, read_adapters, require, require_even, require_least, run
 from .credit import Credit
 from .episodes import Player
 from .evaluation.family_items import FamilyItem
@@ -82,8 +82,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # adapters begin random
     processes = Processes(args.precision, args.shard, args.cpu)
-    even = args.problems % processes.size == 0
-    require(args, "problems", even, f"a multiple of {processes.size}: of each process the same")
+    require_even(args, "problems", processes.size)
     recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
     recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
     device = str(processes.device)

@@ -127,28 +127,24 @@ class ScoreTrainer:
 
     def _play(self, step: int, stage: Stage) -> list[list[Episode]]:
         """This process's problems, several episodes of each."""
-        config, seed = self._config, self._looping.seed
-        items = self._draw(step_rng(seed, step), config.problems)
-        mine = range(self._processes.rank, config.problems, self._processes.size)
-        given = [number for number in mine if number < config.from_base * config.problems]
-        found: dict[int, list[Episode]] = {}
-        for numbers, first in ((given, self._reference), ([n for n in mine if n not in given], None)):
-            each = [(number, k) for number in numbers for k in range(config.rollouts)]
-            seeds = [hash_key(seed, step, *key) for key in each]
-            for (number, _), episode in zip(
-                each, self._act([items[n] for n, _ in each], seeds, stage, first), strict=True
-            ):
-                found.setdefault(number, []).append(episode)
-        return list(found.values())
+        config, processes = self._config, self._processes
+        drawn = self._draw(step_rng(self._looping.seed, step), config.problems)
+        mine = range(processes.rank, config.problems, processes.size)
+        items = [drawn[number] for number in mine for _ in range(config.rollouts)]
+        seeds = [hash_key(self._looping.seed, step, number, k) for number in mine for k in range(config.rollouts)]
+        given = config.rollouts * sum(number < config.from_base * config.problems for number in mine)
+        episodes = self._act(items, seeds, stage, given)
+        return [episodes[first : first + config.rollouts] for first in range(0, len(episodes), config.rollouts)]
 
-    def _act(self, items: list[Item], seeds: list[int], stage: Stage, first: QuietModel | None) -> list[Episode]:
-        if not items:
-            return []
+    def _act(self, items: list[Item], seeds: list[int], stage: Stage, given: int) -> list[Episode]:
+        """Two attempts at every item; the first ones at the first `given` items are the base's."""
+        player = self._player
         if stage.imitate:  # the base's own second attempts are what is copied
-            return self._player.play(items, seeds, self._reference)
+            return player.play(items, seeds, self._reference)
+        turns = player.begin(items[:given], seeds[:given], self._reference)
         with self._processes.whole(self.policy), self._processes.precision():
             policy: Policy = self._processes.unwrap(self.policy)
-            return policy.play(self._player, items, seeds, first)
+            return policy.play(player, items, seeds, turns)
 
     def _judge(self, groups: list[list[Episode]], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss of some problems, and sums for the log."""

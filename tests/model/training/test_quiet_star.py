@@ -1,16 +1,12 @@
 """The command: its arms and switches, its resumption, its arguments."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import killed_at, log_of, tensors
 from transformers import AutoModelForCausalLM
 
 import tiny
@@ -19,7 +15,6 @@ from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
 from quietserve.model.training import quiet_star
-from quietserve.model.training.batches import Batch
 from quietserve.model.training.thinker import ThinkerConfig, open_thinker
 from quietserve.model.training.trainer import Trainer
 
@@ -54,14 +49,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def last_line(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors") | load_file(folder / "quiet.safetensors")
-
-
 def test_a_base_opens_with_the_dash_for_markers_and_no_weight_on_thoughts(base: Path) -> None:
     loaded = open_thinker(base, ThinkerConfig(depth=4))
     model, vocab = loaded.model, loaded.tokens.tokenizer.get_vocab()
@@ -84,7 +71,7 @@ def test_every_arm_trains_and_writes_a_checkpoint_that_loads(arm: str, base: Pat
     assert checkpoint.load(tmp_path / arm).model.can_think
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / arm / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before), "nothing was learned"
-    assert {"step", "loss", "base_nll", "norm", "lr"} <= last_line(tmp_path / arm).keys()
+    assert {"step", "loss", "base_nll", "norm", "lr"} <= log_of(tmp_path / arm)[-1].keys()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +102,7 @@ def test_any_model_learns_to_think_over_any_text(
     assert generate(decoder, [loaded.tokens.encode("One")], [SamplingParams(max_tokens=3, thought_depth=4)])[0].tokens
     stock = AutoModelForCausalLM.from_pretrained(out)
     assert stock.config.architectures == ["LlamaForCausalLM"]
-    assert last_line(out)["entropy"] > 0
+    assert log_of(out)[-1]["entropy"] > 0
     told = [json.loads(line) for line in (out / "thoughts.jsonl").read_text().splitlines()]
     assert told[0].keys() == {"step", "text", "thought", "next", "reward"}
     assert any((out / "tensorboard").glob("*")) == ("--tensorboard" in switches)
@@ -138,22 +125,6 @@ def test_adapters_are_kept_as_peft_reads_them(plain: Path, corpus: Path, tmp_pat
     assert not torch.allclose(before, merged, atol=1e-3)
 
 
-@contextmanager
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs inside end in the middle of a step."""
-    right = Trainer.take_step
-
-    def die(self: Trainer, number: int, batch: Batch) -> dict[str, float]:
-        if number == step:
-            raise KeyboardInterrupt
-        return right(self, number, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            yield
-
-
 @pytest.mark.parametrize("data", ["problems", "text"])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(
     data: str, base: Path, plain: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,55 +137,13 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
         return quiet_star.main([*what, "--out", str(tmp_path / folder), "--steps", "6", *SMALL, *flags])
 
     assert run("whole") == 0
-    with killed_at(4, monkeypatch):
+    with killed_at(4, Trainer, monkeypatch):
         run("parts")
     assert run("parts", "--resume") == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     for name in ("log.jsonl", "thoughts.jsonl"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
-
-
-def test_two_processes_do_what_one_does(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With copies of the weights or parts of them: losses, gradients' norms, weights; and one goes on where the other was."""
-
-    def run(folder: str, *flags: str) -> list[str]:
-        return ["--base", str(base), "--out", str(tmp_path / folder), "--steps", "4", *SMALL, *flags]
-
-    assert quiet_star.main(run("one")) == 0
-    with killed_at(3, monkeypatch):
-        quiet_star.main(run("half"))
-    in_two_processes(
-        run("copied"),
-        run("in-parts", "--micro-batch", "1"),
-        run("split", "--shard", "--micro-batch", "1"),
-        run("adapted", "--shard", "--lora", "2"),
-        run("half", "--resume"),
-    )
-    assert quiet_star.main(run("adapted-one", "--lora", "2")) == 0
-    for folder in ("copied", "in-parts", "split", "half"):
-        check_alike(tmp_path / "one", tmp_path / folder)
-    check_alike(tmp_path / "adapted-one", tmp_path / "adapted")
-
-
-def check_alike(alone: Path, together: Path) -> None:
-    one, two = ((folder / "log.jsonl").read_text().splitlines() for folder in (alone, together))
-    assert len(one) == len(two) == 4
-    for a, b in zip(one, two, strict=True):
-        assert json.loads(a) == pytest.approx(json.loads(b), rel=1e-4, abs=1e-5)
-    found = tensors(together)
-    for name, value in tensors(alone).items():
-        torch.testing.assert_close(found[name], value, atol=2e-4, rtol=1e-3)
-
-
-def in_two_processes(*runs: list[str]) -> None:
-    """One run after the other, as `torchrun` starts them, over the loopback."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("two_processes.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *launch, str(script), json.dumps(runs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(

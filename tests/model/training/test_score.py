@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+from training_runs import killed_at, log_of, tensors
 
 import tiny
 from quietserve.model import checkpoint
@@ -14,6 +14,7 @@ from quietserve.model.training import attempts, score
 from quietserve.model.training.credit import Credit
 from quietserve.model.training.episodes import Episode
 from quietserve.model.training.score import ARMS, KNOBS, stages
+from quietserve.model.training.score_trainer import ScoreTrainer
 from quietserve.model.training.stages import Stage
 
 FEW = ["--problems", "3", "--rollouts", "2", "--max-tokens", "6", "--log-every", "1", "--save-every", "1"]
@@ -28,10 +29,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attempts.main(["--out", str(folder), "--steps", "40", "--batch", "8", "--instruction", "Again.", *sizes]) == 0
     )
     return folder
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -69,19 +66,10 @@ def test_every_knob_that_an_arm_reads_changes_it_and_no_other_does(arm: str) -> 
 def test_a_killed_run_goes_on_bit_for_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--base", str(base), *STEPS, *FEW, "--from-base", "0.4"]
     assert score.main([*flags, "--out", str(tmp_path / "whole")]) == 0
-    real = score.ScoreTrainer.take_step
-
-    def killed(trainer: score.ScoreTrainer, step: int) -> dict[str, float]:
-        if step == 2:
-            raise KeyboardInterrupt
-        return real(trainer, step)
-
-    monkeypatch.setattr(score.ScoreTrainer, "take_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(2, ScoreTrainer, monkeypatch):
         score.main([*flags, "--out", str(tmp_path / "halves")])
-    monkeypatch.undo()
     assert score.main([*flags, "--out", str(tmp_path / "halves"), "--resume"]) == 0
-    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves"))
+    whole, halves = (tensors(tmp_path / name) for name in ("whole", "halves"))
     assert whole.keys() == halves.keys()
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "halves")
@@ -95,7 +83,7 @@ def test_problems_may_be_taken_a_few_at_a_time(base: Path, tmp_path: Path) -> No
         assert after == pytest.approx(before, abs=1e-4)
 
 
-def test_the_anchor_holds_and_a_first_step_has_nowhere_to_be_held_from(base: Path, tmp_path: Path) -> None:
+def test_before_its_first_update_a_policy_is_where_its_reference_is(base: Path, tmp_path: Path) -> None:
     assert score.main(["--base", str(base), "--out", str(tmp_path / "run"), *STEPS, *FEW]) == 0
     first = log_of(tmp_path / "run")[0]
     assert first["kl1"] == pytest.approx(0, abs=1e-6)

@@ -1,13 +1,13 @@
-"""Started by `torchrun`: several runs of `train quiet-star` one after the other, so that torch is imported once."""
+"""Started by `torchrun`: several training runs one after the other, so that torch is imported once."""
 
 import json
 import sys
 
-from quietserve.model.training import quiet_star
+from quietserve.model.training.__main__ import main
 from quietserve.model.training.processes import Processes
 
 if __name__ == "__main__":
     leave, Processes.leave = Processes.leave, Processes.wait
-    codes = [quiet_star.main(argv) for argv in json.loads(sys.argv[1])]
+    codes = [main(argv) for argv in json.loads(sys.argv[1])]
     leave(Processes(cpu=True))
     sys.exit(max(codes))
