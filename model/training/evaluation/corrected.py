@@ -24,24 +24,27 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
     `repaired` and `broken` are shares of all problems, `fix` and `break` of those that were wrong and right at first; `edits`
     counts second answers by how much of the first they keep, in tenths of difflib's ratio from 0 to 1.
     """
-    correction = evaluation.loaded.correction or CorrectionConfig()
-    max_tokens = evaluation.max_tokens or longest_answer(evaluation, items)
     seeds = [evaluation.seed + number for number in range(len(items))]
     for depth in depths:
-        player = Player(
-            evaluation.loaded,
-            correction,
-            max_tokens,
-            0.0,
-            depth,
-            evaluation.thought_temperature,
-            ("\n",),
-            evaluation.batch,
-        )
+        player = make_player(evaluation, items, 0.0, depth)
         episodes = player.play(items, seeds, evaluation.loaded.model)
         swapped = player.swap(items, seeds, episodes, evaluation.loaded.model)
         cell = _summary(episodes, swapped, evaluation.seed)
         yield Measured(depth, cell, [float(episode.turns[1].right) for episode in episodes])
+
+
+def make_player(evaluation: Evaluation, items: Sequence[Item], temperature: float, depth: int) -> Player:
+    """Who attempts the items of a task."""
+    return Player(
+        evaluation.loaded,
+        evaluation.loaded.correction or CorrectionConfig(),
+        evaluation.max_tokens or longest_answer(evaluation, items),
+        temperature,
+        depth,
+        evaluation.thought_temperature,
+        ("\n",),
+        evaluation.batch,
+    )
 
 
 def _summary(episodes: Sequence[Episode], swapped: Sequence[Turn], seed: int) -> dict[str, Any]:

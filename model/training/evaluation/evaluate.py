@@ -6,6 +6,8 @@ or CommonsenseQA. Metrics:
 generated: the share of greedy answers that are right, by the server's decoder;
 scored: the paper's zero-shot metric, the probability of the right answer among those allowed;
 maj: cot-maj@k, the vote of several visible chains of thought;
+corrected: the second answer, given after the first was put before the model once more;
+budget: the vote of 2K first answers beside that of K corrected ones;
 perplexity: of the tasks' texts or of a plain text, and the gain by how hard a token is.
 """
 
@@ -29,7 +31,7 @@ from ..loop import write_aside
 from ..tasks import EVERY, FAMILIES
 from ..tasks.files import read_items
 from ..tasks.item import Item, Wording
-from . import corrected, generated, majority, perplexity, plot, scored
+from . import budget, corrected, generated, majority, perplexity, plot, scored
 from .evaluation import PERPLEXITY, Evaluation, Measured
 from .family_items import draw_items
 from .flags import check, check_depths, make_parser, read_wording
@@ -41,6 +43,7 @@ _OF_ITEMS = {
     "scored": scored.measure,
     "maj": majority.measure,
     "corrected": corrected.measure,
+    "budget": budget.measure,
 }
 
 
@@ -76,7 +79,7 @@ def evaluate(
         thought_temperature: 0 is greedy; None: the checkpoint's own.
         choose: replaces who picks the tokens of thoughts.
         max_tokens: of a generated answer; None: what the task's answers need.
-        metrics: any of `generated`, `scored`, `maj` and `perplexity`.
+        metrics: any of `METRICS`.
         texts: plain text files, of which only the perplexity is measured.
         length: tokens of a window of such a text.
         wording: of the prompts for the items of files.

@@ -15,7 +15,7 @@ from ..documents import DASH_TOKEN
 from ..tasks.item import Item
 
 PERPLEXITY = "perplexity"  # the only one that a plain text has, too
-METRICS = ("generated", "scored", "maj", "corrected", PERPLEXITY)
+METRICS = ("generated", "scored", "maj", "corrected", "budget", PERPLEXITY)
 
 
 @dataclass(frozen=True)

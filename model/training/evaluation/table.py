@@ -18,6 +18,7 @@ _BLOCKS: list[tuple[str, str | None, str]] = [
     ("corrected", None, "second answer right"),
     ("corrected", "delta", "gained by correction"),
     ("corrected", "gap", "more than behind another's answer"),
+    ("budget", None, "vote of 16 corrected answers right"),
     ("perplexity", None, "perplexity"),
     ("perplexity", "gain", "gain over the base, nats a token"),
 ]

@@ -1,0 +1,72 @@
+"""Votes at equal budgets: 2K first answers, or K first answers each of which is corrected once.
+
+SCoRe (arXiv 2409.12917), "Inference-Compute Scaling with Self-Correction", has the comparison.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ...sampling import hash_key
+from ..episodes import Turn
+from ..tasks.item import Item
+from .corrected import make_player
+from .evaluation import Evaluation, Measured
+from .intervals import bootstrap, wilson
+from .majority import majority
+
+PAIRS = (1, 2, 4, 8, 16)  # K
+
+
+def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
+    """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers.
+
+    `curve` has a point for each K: accuracies of the vote of 2K first answers (`parallel`) and of K corrected ones (`corrected`),
+    what correction is ahead by (`ahead`, paired), and the visible tokens a problem that each took.
+    """
+    for depth in depths:
+        player, model = make_player(evaluation, items, evaluation.temperature, depth), evaluation.loaded.model
+        firsts: list[list[Turn]] = []
+        seconds: list[list[Turn]] = []
+        for sample in range(2 * PAIRS[-1]):
+            seeds = [hash_key(evaluation.seed, number, sample) for number in range(len(items))]
+            if sample >= PAIRS[-1]:
+                firsts.append(player.begin(items, seeds, model))
+                continue
+            episodes = player.play(items, seeds, model)
+            firsts.append([episode.turns[0] for episode in episodes])
+            seconds.append([episode.turns[1] for episode in episodes])
+        curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in PAIRS), strict=True)
+        yield Measured(depth, {**curve[-1]["corrected"], "n": len(items), "curve": list(curve)}, values[-1])
+
+
+def _point(
+    items: Sequence[Item], firsts: Sequence[list[Turn]], seconds: Sequence[list[Turn]], pairs: int, seed: int
+) -> tuple[dict[str, Any], list[bool]]:
+    """What K pairs come to, and whether their vote is right, by item."""
+    parallel, corrected = _vote(items, firsts[: 2 * pairs]), _vote(items, seconds[:pairs])
+    ahead = [float(b) - float(a) for a, b in zip(parallel, corrected, strict=True)]
+    point = {
+        "k": pairs,
+        "parallel": _share(parallel) | {"tokens": _tokens(firsts[: 2 * pairs])},
+        "corrected": _share(corrected) | {"tokens": _tokens([*firsts[:pairs], *seconds[:pairs]])},
+        "ahead": {"value": sum(ahead) / len(ahead), "ci95": bootstrap(ahead, seed=seed)},
+    }
+    return point, corrected
+
+
+def _vote(items: Sequence[Item], samples: Sequence[list[Turn]]) -> list[bool]:
+    """Whether the commonest answer is right, by item."""
+    votes = []
+    for item, turns in zip(items, zip(*samples, strict=True), strict=True):
+        chosen = majority([item.extract(turn.answer.text) or turn.answer.text.strip() for turn in turns])
+        votes.append(chosen is not None and item.verify(chosen))
+    return votes
+
+
+def _share(right: Sequence[bool]) -> dict[str, Any]:
+    return {"value": sum(right) / len(right), "ci95": wilson(sum(right), len(right))}
+
+
+def _tokens(samples: Sequence[list[Turn]]) -> float:
+    """Mean over items of the visible tokens of all samples."""
+    return sum(len(turn.ids) for turns in samples for turn in turns) / len(samples[0])
