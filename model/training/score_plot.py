@@ -12,9 +12,7 @@ SMOOTHED = 8  # lines of the log in one point
 
 def plot(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: both turns over training for every arm, fix and break rates, and how much of the first answer is kept."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = _open_pyplot()
     trained = list(dict.fromkeys(report["row"] for report in summary["rows"] if report["history"]))
     columns = max(1, len(trained))
     figure, axes = pyplot.subplots(2, columns, figsize=(3 * columns, 6), squeeze=False, layout="constrained")
@@ -31,6 +29,32 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     axes[1][0].set_ylabel("second answers")
     figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
+
+
+def plot_budget(summary: dict[str, Any], file: Path) -> None:
+    """Write a PNG: accuracies of votes by the number of attempts that they took, for every row that voted."""
+    pyplot = _open_pyplot()
+    voting = list(dict.fromkeys(report["row"] for report in summary["rows"] if "budget" in report))
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, row in enumerate(voting):
+        curves = [report["budget"]["curve"] for report in summary["rows"] if report["row"] == row]
+        attempts = [2 * point["k"] for point in curves[0]]
+        for how, style in (("parallel", "o--"), ("corrected", "s-")):
+            means = [mean(point[how]["value"] for point in points) for points in zip(*curves, strict=True)]
+            axes.plot(attempts, means, style, color=f"C{number}", label=f"{row}, {how}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="attempts a problem", ylabel="accuracy of their vote", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    if voting:
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _open_pyplot() -> Any:
+    matplotlib: Any = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
 
 
 def _smooth(history: list[dict[str, float]]) -> tuple[list[float], list[float], list[float]]:

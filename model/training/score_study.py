@@ -25,8 +25,10 @@ from .loop import LOG_FILE, write_aside
 from .score_table import markdown
 
 ROWS = ("base", "self-refine", *score.ARMS)
+VOTING = ("base", "single-turn", "score")  # rows whose votes are measured unless others are named
 REPORTS = "reports"
 INSTRUCTED = "Is there an error? Answer again."  # short: it is read in every episode
+AT_ONCE = 256  # answers
 HISTORY = ("step", "t1", "t2", "repaired", "broken", "changed", "kl1", "kl2")
 
 
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
         score_plot.plot(summary, args.results.with_suffix(".png"))
+        score_plot.plot_budget(summary, args.results.with_name(f"{args.results.stem}_budget.png"))
     print(markdown(summary))
     return 0
 
@@ -85,7 +88,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
             return code
     loaded = checkpoint.load(folder if row in score.ARMS else base)
     report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
-    report |= {"corrected": _measure(args, loaded, row), "history": _history(folder) if row in score.ARMS else []}
+    report |= {"history": _history(folder) if row in score.ARMS else [], **_measure(args, loaded, row)}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)
@@ -93,10 +96,12 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
 
 
 def _measure(args: argparse.Namespace, loaded: Loaded, row: str) -> dict[str, Any]:
+    """A cell of each metric."""
     if row == "self-refine":
         loaded = replace(loaded, correction=CorrectionConfig(INSTRUCTION))
-    report = evaluate(loaded, [0], args.n, args.problem_seed, [args.task], metrics=["corrected"])
-    return report["tasks"][args.task]["corrected"]["0"]
+    metrics = ["corrected", "budget"] if row in args.voting else ["corrected"]
+    report = evaluate(loaded, [0], args.n, args.problem_seed, [args.task], metrics=metrics, batch=AT_ONCE)
+    return {metric: cells["0"] for metric, cells in report["tasks"][args.task].items()}
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -115,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for all bases, checkpoints and reports")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
     add("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (all)")
+    add("--voting", nargs="*", default=VOTING, metavar="ROW", help=f"rows that vote, too ({', '.join(VOTING)})")
     add("--task", default="signed-sum", help="family of problems (%(default)s)")
     add("--n", type=int, default=2000, help="held-out problems (%(default)s)")
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
-    add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
+    add("--results", type=Path, help="write every report here as one JSON file, and draw it beside: two pictures")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     add("--attempts", default="", metavar="FLAGS", help="in quotes: further flags of `train attempts`")
     add("--score", default="", metavar="FLAGS", help="in quotes: further flags of `train score`")

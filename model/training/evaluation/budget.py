@@ -20,8 +20,9 @@ PAIRS = (1, 2, 4, 8, 16)  # K
 def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
     """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers.
 
-    `curve` has a point for each K: accuracies of the vote of 2K first answers (`parallel`) and of K corrected ones (`corrected`),
-    what correction is ahead by (`ahead`, paired), and the visible tokens a problem that each took.
+    `curve` has a point for each K: the accuracy of the vote of 2K first answers (`parallel`) and of K corrected ones
+    (`corrected`), the share of items of which any of those answers is right, the visible tokens an item that they took, and
+    what the corrected vote is ahead by (`ahead`, paired).
     """
     for depth in depths:
         player, model = make_player(evaluation, items, evaluation.temperature, depth), evaluation.loaded.model
@@ -36,19 +37,21 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
             firsts.append([episode.turns[0] for episode in episodes])
             seconds.append([episode.turns[1] for episode in episodes])
         curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in PAIRS), strict=True)
-        yield Measured(depth, {**curve[-1]["corrected"], "n": len(items), "curve": list(curve)}, values[-1])
+        vote = {name: curve[-1]["corrected"][name] for name in ("value", "ci95")}
+        yield Measured(depth, {**vote, "n": len(items), "curve": list(curve)}, values[-1])
 
 
 def _point(
     items: Sequence[Item], firsts: Sequence[list[Turn]], seconds: Sequence[list[Turn]], pairs: int, seed: int
 ) -> tuple[dict[str, Any], list[bool]]:
     """What K pairs come to, and whether their vote is right, by item."""
-    parallel, corrected = _vote(items, firsts[: 2 * pairs]), _vote(items, seconds[:pairs])
+    first, second = firsts[: 2 * pairs], seconds[:pairs]
+    parallel, corrected = _vote(items, first), _vote(items, second)
     ahead = [float(b) - float(a) for a, b in zip(parallel, corrected, strict=True)]
     point = {
         "k": pairs,
-        "parallel": _share(parallel) | {"tokens": _tokens(firsts[: 2 * pairs])},
-        "corrected": _share(corrected) | {"tokens": _tokens([*firsts[:pairs], *seconds[:pairs]])},
+        "parallel": _share(parallel) | {"any": _any(first), "tokens": _tokens(first)},
+        "corrected": _share(corrected) | {"any": _any(second), "tokens": _tokens([*firsts[:pairs], *second])},
         "ahead": {"value": sum(ahead) / len(ahead), "ci95": bootstrap(ahead, seed=seed)},
     }
     return point, corrected
@@ -65,6 +68,10 @@ def _vote(items: Sequence[Item], samples: Sequence[list[Turn]]) -> list[bool]:
 
 def _share(right: Sequence[bool]) -> dict[str, Any]:
     return {"value": sum(right) / len(right), "ci95": wilson(sum(right), len(right))}
+
+
+def _any(samples: Sequence[list[Turn]]) -> float:
+    return sum(any(turn.right for turn in turns) for turns in zip(*samples, strict=True)) / len(samples[0])
 
 
 def _tokens(samples: Sequence[list[Turn]]) -> float:

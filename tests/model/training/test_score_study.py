@@ -15,14 +15,16 @@ def test_every_row_is_measured_once_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, results = ["base", "self-refine", "score", "star"], tmp_path / "rows.json"
-    flags = ["--out", str(tmp_path / "study"), "--seeds", "0", "--n", "6", "--rows", *rows, "--results", str(results)]
-    flags += ["--attempts", ATTEMPTS, "--score", SCORE]
+    flags = ["--out", str(tmp_path / "study"), "--seeds", "0", "--n", "3", "--rows", *rows, "--results", str(results)]
+    flags += ["--voting", "score", "--attempts", ATTEMPTS, "--score", SCORE]
     assert score_study.main(flags) == 0
     table, summary = capsys.readouterr().out, json.loads(results.read_text())
     assert [report["row"] for report in summary["rows"]] == rows
     assert all(f"| {row} (1) |" in table for row in rows)
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     histories = {report["row"]: [line["step"] for line in report["history"]] for report in summary["rows"]}
+    assert {report["row"] for report in summary["rows"] if "budget" in report} == {"score"}
+    assert results.with_name("rows_budget.png").read_bytes().startswith(b"\x89PNG")
     assert histories == {"base": [], "self-refine": [], "score": [5, 6], "star": [5, 6]}
     assert {"t1", "delta", "gap", "fix", "break", "edits"} <= summary["rows"][0]["corrected"].keys()
 

@@ -14,7 +14,7 @@ from quietserve.model.training.tasks.numeric import Numeric
 
 def turns(*texts: str) -> list[Turn]:
     """One sample of every item."""
-    return [Turn([1], Generation(text=text, tokens=[Token(1), Token(2)]), right=False) for text in texts]
+    return [Turn([1], Generation(text=text, tokens=[Token(1), Token(2)]), right="7" in text) for text in texts]
 
 
 def item(answer: str) -> Numeric:
@@ -30,6 +30,7 @@ def test_twice_as_many_first_answers_vote_against_the_corrected_ones() -> None:
     assert (one["corrected"]["value"], right) == (0.5, [True, False])
     assert one["ahead"]["value"] == 0
     assert one["parallel"]["tokens"] == one["corrected"]["tokens"] == 4, "the budgets are equal"
+    assert (one["parallel"]["any"], one["corrected"]["any"]) == (0.5, 0.5)
     two, _ = budget._point(items, firsts, seconds, 2, seed=1)
     assert (two["parallel"]["value"], two["corrected"]["value"]) == (0.5, 0.5), "5 and 8; equal numbers are one answer"
 

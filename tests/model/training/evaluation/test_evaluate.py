@@ -152,7 +152,10 @@ def test_a_report_is_a_function_of_its_seed(thinker: Path, capsys: pytest.Captur
     [
         (["/none"], "/none: no such checkpoint folder"),
         (["--n", "0"], "--n is 0; it must be 1 or more"),
-        (["--metrics", "bleu"], "--metrics is bleu; it must be among generated, scored, maj, corrected, budget, perplexity"),
+        (
+            ["--metrics", "bleu"],
+            "--metrics is bleu; it must be among generated, scored, maj, corrected, budget, perplexity",
+        ),
         (
             ["--tasks", "chess"],
             f"--tasks is chess; it must be among {', '.join(EVERY)}, or a JSONL file that exists",
