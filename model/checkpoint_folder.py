@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .bundled import BUNDLED
+
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
 _ASIDE, _SAVED = ".partial", ".saved"
@@ -49,13 +51,18 @@ class CheckpointError(ValueError):
 
 
 def find(path: str | Path) -> Path:
-    """Where the files of a checkpoint are: a folder, or a model of the hub, fetched if need be. Raises CheckpointError."""
+    """Where the files of a checkpoint are: a folder, one that is bundled, or a model of the hub, fetched if need be.
+
+    Raises CheckpointError.
+    """
     folder = Path(path)
     if folder.is_dir():
         saved = folder / _SAVED  # whoever saved it was killed before all of it was in place
         return saved if saved.is_dir() else folder
+    if str(path) in BUNDLED:
+        return BUNDLED[str(path)]
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise CheckpointError(f"{path}: no such checkpoint folder")
+        raise CheckpointError(f"{path}: no such checkpoint folder; bundled are {', '.join(BUNDLED)}")
     from huggingface_hub import snapshot_download  # slow to import, and wanted only here
 
     try:

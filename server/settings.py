@@ -34,7 +34,9 @@ def _origin(text: str) -> str:
 class Settings:
     """How to serve; each field is a flag."""
 
-    model: str | None = flag(None, str, "a checkpoint folder (default: the bundled checkpoint)", positional=True)
+    model: str | None = flag(
+        None, str, "a checkpoint: a folder, a name of the hub, or a bundled one (default: quiet-small)", positional=True
+    )
     host: str = flag("127.0.0.1", str, "address to listen on")
     port: int = flag(8000, whole(0, 65535), "0 is any free port", metavar="N")
     config: str | None = flag(None, str, "a TOML file of flags, such as check-config prints", metavar="FILE")

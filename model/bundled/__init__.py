@@ -1,5 +1,7 @@
-"""The checkpoint that ships with the package."""
+"""The checkpoints that ship with the package: wherever a folder is asked for, their names will do."""
 
 from pathlib import Path
 
-DEFAULT = Path(__file__).parent / "quiet-small"
+_HERE = Path(__file__).parent
+BUNDLED = {file.parent.name: file.parent for file in sorted(_HERE.glob("*/config.json"))}
+DEFAULT = _HERE / "quiet-small"

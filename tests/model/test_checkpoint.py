@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, Lfm2Config, MistralConfig
 
 import tiny
 from quietserve.model import checkpoint
+from quietserve.model.bundled import DEFAULT
 from quietserve.model.cache import Cache
 from quietserve.model.checkpoint import CheckpointError
 from quietserve.model.checkpoint_folder import find
@@ -287,6 +288,16 @@ def test_a_shard_that_the_index_names_must_be_there(folder: Path) -> None:
 def test_a_folder_that_is_not_there(path: str) -> None:
     with pytest.raises(CheckpointError, match=f"{path}: no such checkpoint folder"):
         checkpoint.load(path)
+
+
+def test_a_bundled_checkpoint_is_found_by_its_name_unless_a_folder_has_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("quiet-small") == DEFAULT
+    assert checkpoint.load("quiet-small").name == "quiet-small"
+    shutil.copytree(saved, "quiet-small")
+    assert find("quiet-small") == Path("quiet-small")
 
 
 def test_what_we_do_not_compute_is_refused_by_name(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", type=Path, default=DEFAULT, help="checkpoint folder (the bundled one)")
+    add("model", nargs="?", type=Path, default=DEFAULT, help="checkpoint: a folder, or a bundled one (quiet-small)")
     add("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(EVERY)}, and JSONL files (the first six)")
     metrics = ", ".join(METRICS)
     add("--metrics", nargs="+", default=["generated"], metavar="METRIC", help=f"of {metrics} (generated)")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from quietserve.model import checkpoint
+from quietserve.model import bundled, checkpoint
 from quietserve.model.bundled import DEFAULT
 from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
@@ -150,7 +150,7 @@ def test_a_report_is_a_function_of_its_seed(thinker: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["/none"], "/none: no such checkpoint folder"),
+        (["/none"], f"/none: no such checkpoint folder; bundled are {', '.join(bundled.BUNDLED)}"),
         (["--n", "0"], "--n is 0; it must be 1 or more"),
         (
             ["--metrics", "bleu"],
