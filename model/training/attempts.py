@@ -154,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
     add("--families", nargs="+", default=[FIRST], metavar="NAME", help=f"of {', '.join(SEARCHES)} ({FIRST})")
     add("--instruction", default=INSTRUCTION, help="said between two attempts (%(default)r)")
-    add("--random", type=float, default=0.3, help="share of attempts that are drawn at random (%(default)s)")
-    add("--copies", type=float, default=0.0, help="share of second attempts that repeat the first (%(default)s)")
+    add("--random", type=float, default=0.1, help="share of attempts that are drawn at random (%(default)s)")
+    add("--copies", type=float, default=0.9, help="share of second attempts that repeat the first (%(default)s)")
     add(
         "--foreign",
         type=float,

@@ -188,8 +188,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_objective(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--stage1-steps", type=int, default=300, help="updates of stage I (%(default)s)")
-    add("--stage2-steps", type=int, default=700, help="updates of stage II (%(default)s)")
+    add("--stage1-steps", type=int, default=100, help="updates of stage I (%(default)s)")
+    add("--stage2-steps", type=int, default=200, help="updates of stage II (%(default)s)")
     add("--alpha", type=float, help=f"weight of what turn 2 gained ({KNOBS['alpha']})")
     add("--beta1", type=float, help=f"weight of the divergence from the base ({KNOBS['beta1']})")
     add("--beta2", type=float, help=f"that of turn 1 in stage I ({KNOBS['beta2']})")

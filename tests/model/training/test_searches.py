@@ -84,14 +84,14 @@ def test_the_question_says_all_that_is_checked() -> None:
                 assert {str(n) for n in (*numbers, total)} <= set(re.findall(r"\d+", problem.question))
 
 
-def corpus(copies: float, random_share: float = 0.3) -> Attempts:
+def corpus(copies: float, foreign: float = 0.0, random_share: float = 0.3) -> Attempts:
     tokenizer = build_tokenizer(
         [
             f"{write_prompt(p)} {p.answer} Again."
             for p, _ in zip(problems("train", ("signed-sum",)), range(400), strict=False)
         ]
     )
-    return Attempts(tokenizer, [SEARCHES["signed-sum"]], "Again.", random_share, copies)
+    return Attempts(tokenizer, [SEARCHES["signed-sum"]], "Again.", random_share, copies, foreign)
 
 
 def answers_of(documents: Attempts, number: int) -> list[list[str]]:
@@ -119,6 +119,17 @@ def test_documents_hold_one_attempt_or_two() -> None:
 
 def test_copies_repeat_the_first_attempt() -> None:
     assert all(len(set(parts)) == 1 for parts in answers_of(corpus(copies=1.0), 200))
+
+
+def test_an_attempt_at_another_problem_is_read_and_neither_learned_nor_copied() -> None:
+    documents = corpus(copies=1.0, foreign=1.0, random_share=0.0)
+    assert all(len(parts) == 1 for parts in answers_of(documents, 200)), "one attempt of each document counts"
+    batch = documents.batch(random.Random(3), 200)
+    told = [documents._tokens.decode(ids, special=True).split("<|endoftext|>") for ids in batch.ids_BT.tolist()]
+    pairs = [[attempt.rpartition("Answer:")[2] for attempt in parts[:2]] for parts in told if "Again." in parts[1]]
+    assert len(pairs) > 50
+    assert all(first != second for first, second in pairs)
+    assert all(second.split()[-1] == "0" for _, second in pairs), "the problem that was asked is solved"
 
 
 def test_prompts_and_the_instruction_count_little() -> None:
@@ -161,6 +172,7 @@ def test_the_base_is_made_and_carries_its_instruction(tmp_path: Path, capsys: py
     ("flags", "message"),
     [
         (["--copies", "2"], "--copies is 2.0; it must be between 0 and 1"),
+        (["--foreign", "1.5"], "--foreign is 1.5; it must be between 0 and 1"),
         (["--random", "-1"], "--random is -1.0; it must be between 0 and 1"),
         (["--families", "dial"], "--families is dial; it must be among signed-sum, signed-sum-worded, routes"),
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
