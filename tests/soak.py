@@ -72,7 +72,7 @@ class Soak:
         self._expect(json.dumps(body), text)
 
     async def long(self) -> None:
-        """Text that goes on, of all kinds of thoughts."""
+        """Text that goes on, of all kinds of thoughts, some of it corrected."""
         more = self.dice.choice(
             [
                 {},
@@ -81,6 +81,7 @@ class Soak:
                 {"thinking_token_budget": 40},
                 {"n": 3},
                 {"best_of": 4},
+                {"best_of": 2, "self_correction_turns": 1},
             ]
         )
         await self._post(
