@@ -17,11 +17,16 @@ import openai
 import pytest
 
 import tiny
+from quietserve.model import checkpoint
 from quietserve.model.bundled import DEFAULT
+from quietserve.model.training.evaluation.corrected import make_player
+from quietserve.model.training.evaluation.evaluation import Evaluation
+from quietserve.model.training.evaluation.family_items import draw_items
 from quietserve.server.__main__ import main as serve
 from serving import COMMAND, ENVIRONMENT, serving
 
 ROOT = Path(__file__).parent.parent
+CORRECTOR = "score-small"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +196,22 @@ def test_a_port_that_is_taken(url: str) -> None:
     assert ended.returncode == 2
     assert f"127.0.0.1:{port}" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_corrections_over_http_are_those_that_were_trained() -> None:
+    """The bundled corrector's two turns, `==` to the attempts its training made and measured; and they are corrections."""
+    loaded, items = checkpoint.load(CORRECTOR), draw_items("signed-sum", 48, seed=5)
+    player = make_player(Evaluation(loaded), items, temperature=0.0, depth=0)
+    episodes = player.play(items, [0] * len(items), loaded.model)
+    body = {"temperature": 0, "max_tokens": player.max_tokens, "self_correction_turns": 1, "return_drafts": True}
+    with serving(CORRECTOR) as address, httpx.Client(base_url=address, timeout=60) as client:
+        for item, episode in zip(items, episodes, strict=True):
+            reply = client.post("/v1/completions", json=body | {"prompt": item.prompt})
+            (choice,) = reply.json()["choices"]
+            drafts = [turn["text"] for turn in choice["self_correction"]["turns"]]
+            assert [*drafts, choice["text"]] == [turn.answer.text for turn in episode.turns]
+    first, second = (sum(episode.turns[turn].right for episode in episodes) for turn in (0, 1))
+    assert second > first + 4
 
 
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")

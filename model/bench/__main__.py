@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .. import drawing
 from . import machine, plot, report
 from .acceptance import calibrate
 from .arguments import parse
@@ -140,7 +141,7 @@ def _say(text: str) -> None:
 
 def _check_files(args: argparse.Namespace) -> None:
     """Better now than after hours. Raises ValueError."""
-    if args.plot and not plot.available():
+    if args.plot and not drawing.available():
         _say("--plot needs matplotlib, and is left out: pip install 'quietserve[bench]'")
         args.plot = None
     for flag, file in (("--json", args.json), ("--plot", args.plot)):

@@ -1,10 +1,10 @@
 """Throughput against batch and against prompt length, a line a system; needs the optional package `matplotlib`."""
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..drawing import open_pyplot
 
 Row = dict[str, Any]
 
@@ -21,16 +21,9 @@ STYLES: dict[str, tuple[str, str]] = {
 _DEPTH = 8  # the thought depth that is drawn, or the nearest that was measured
 
 
-def available() -> bool:
-    """matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Write a PNG: a column a shape; above against the batch, below against the prompt."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = open_pyplot()
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     figure, axes = pyplot.subplots(2, len(shapes), figsize=(5 * len(shapes), 8), squeeze=False, layout="constrained")
     depth = _nearest([row["depth"] for row in rows if row["depth"]], _DEPTH)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..backbone import Backbone
-from ..correction import INSTRUCTION, CorrectionConfig, bridge, next_prompt
+from ..correction import CorrectionConfig, bridge, next_prompt
 from ..quiet_model import QuietModel
 from ..tokens import Tokens
 from .arguments import require, require_least, run
@@ -29,6 +29,7 @@ from .processes import Processes
 from .tasks import SEARCHES, Problem, Search, draw, problems
 
 FIRST = next(iter(SEARCHES))
+AGAIN = "Is there an error? Answer again."  # short: it is read in every episode
 
 
 class Attempts:
@@ -39,7 +40,7 @@ class Attempts:
         families: whose problems.
         instruction: said between two attempts.
         random_share: of attempts that are drawn at random.
-        copies: share of second attempts that repeat the first.
+        copies: share of the other second attempts that repeat the first.
         foreign: share of second attempts that follow an attempt at another problem.
     """
 
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Train as the arguments say and write the base into `args.out`."""
     _check(args)
+    correction = CorrectionConfig(args.instruction)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     families = [SEARCHES[name] for name in args.families]
@@ -120,7 +122,6 @@ def train(args: argparse.Namespace) -> None:
         return {"loss": loss.item()}
 
     loop.run(work)
-    correction = CorrectionConfig(args.instruction)
     checkpoint.save(QuietModel(Backbone(model.eval())), tokenizer, args.out, correction=correction)
 
 
@@ -153,15 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="same seed, same base (%(default)s)")
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
     add("--families", nargs="+", default=[FIRST], metavar="NAME", help=f"of {', '.join(SEARCHES)} ({FIRST})")
-    add("--instruction", default=INSTRUCTION, help="said between two attempts (%(default)r)")
+    add("--instruction", default=AGAIN, help="said between two attempts (%(default)r)")
     add("--random", type=float, default=0.1, help="share of attempts that are drawn at random (%(default)s)")
-    add("--copies", type=float, default=0.9, help="share of second attempts that repeat the first (%(default)s)")
-    add(
-        "--foreign",
-        type=float,
-        default=0.5,
-        help="share that follow one at another problem, never copied (%(default)s)",
-    )
+    add("--foreign", type=float, default=0.5, help="share of second attempts behind another problem's (%(default)s)")
+    add("--copies", type=float, default=0.9, help="share of the others that repeat the first (%(default)s)")
     add("--steps", type=int, default=3000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="documents an update (%(default)s)")
     add("--lr", type=float, default=2.5e-3, help="highest learning rate (%(default)s)")

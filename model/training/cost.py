@@ -21,10 +21,9 @@ import torch
 from tqdm import tqdm
 
 from ..bench import machine
-from ..bench.plot import available
 from ..bench.shapes import SHAPES
 from . import cost_plot
-from .arguments import require, require_least, run
+from .arguments import require, require_least, require_matplotlib, require_output, run
 from .cost_table import table
 from .loop import write_aside
 from .peaks import Place, peak_apart
@@ -142,10 +141,9 @@ def _check(args: argparse.Namespace) -> None:
         require(args, name, getattr(args, name) > 0, "above 0")
     if args.png and not args.out:
         raise ValueError("--png draws beside --out, which is missing")
-    if args.png and not available():
-        raise ValueError("--png needs matplotlib: pip install 'quietserve[bench]'")
-    if args.out and not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: there is no such folder")
+    if args.png:
+        require_matplotlib("--png")
+    require_output("--out", args.out)
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:

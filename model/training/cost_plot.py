@@ -1,9 +1,9 @@
 """What `quietserve train cost` measured as a picture; needs the optional package `matplotlib`."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
+from ..drawing import open_pyplot
 from .steps import WAYS
 
 _COLOURS = dict(zip(WAYS, ("#0b5fa5", "#6aa9dd", "#d98c21"), strict=True))
@@ -12,9 +12,7 @@ _STYLES = ("o-", "s--", "^:", "D-.")
 
 def plot(report: dict[str, Any], file: Path) -> None:
     """Write a PNG: tokens and thoughts a second of each way, and the peak of memory by the length of the texts."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = open_pyplot()
     figure, (tokens, thoughts, memory) = pyplot.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     rows, size = report["speed"]["rows"], report["size"]
     _draw_bars(tokens, rows, "tokens_per_s", "training tokens a second")

@@ -46,7 +46,7 @@ class Episode:
 class Player:
     """How attempts are made. Two with the same fields and weights make the same ones.
 
-    Raises PromptError where the instruction cannot be said.
+    Raises PromptError where the instruction cannot be said; its methods raise ValueError where the context has no room for both.
     """
 
     loaded: Loaded
@@ -71,15 +71,17 @@ class Player:
         self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel, given: Sequence[Turn] = ()
     ) -> list[Episode]:
         """Attempt every item twice, each with its own seed; `given` are somebody else's first attempts at the first items."""
-        decoder, own = self._decoder(model, items), slice(len(given), None)
-        firsts = [*given, *self.attempt(items[own], self.prompts(items[own]), seeds[own], 1, decoder)]
-        seconds = self.attempt(items, [self.next_prompt(turn) for turn in firsts], seeds, TURNS, decoder)
+        prompts, own = self.prompts(items), slice(len(given), None)
+        decoder = self._decoder(model, prompts)
+        firsts = [*given, *self._attempt(items[own], prompts[own], seeds[own], 1, decoder)]
+        seconds = self._attempt(items, [self.next_prompt(turn) for turn in firsts], seeds, TURNS, decoder)
         pairs = zip(firsts, seconds, strict=True)
         return [Episode(pair, own=number >= len(given)) for number, pair in enumerate(pairs)]
 
     def begin(self, items: Sequence[Item], seeds: Sequence[int], model: QuietModel) -> list[Turn]:
         """First attempts alone."""
-        return self.attempt(items, self.prompts(items), seeds, 1, self._decoder(model, items)) if items else []
+        prompts = self.prompts(items)
+        return self._attempt(items, prompts, seeds, 1, self._decoder(model, prompts)) if items else []
 
     def swap(
         self, items: Sequence[Item], seeds: Sequence[int], episodes: Sequence[Episode], model: QuietModel
@@ -88,17 +90,20 @@ class Player:
         prompts = self.prompts(items)
         others = [episodes[number - 1].turns[0] for number in range(len(items))]
         told = [self.next_prompt(replace(other, prompt=own)) for own, other in zip(prompts, others, strict=True)]
-        return self.attempt(items, told, seeds, TURNS, self._decoder(model, items))
+        return self._attempt(items, told, seeds, TURNS, self._decoder(model, prompts))
 
     def prompts(self, items: Sequence[Item]) -> list[list[int]]:
-        """Of the first turn."""
-        return [self.loaded.tokens.encode(item.prompt) for item in items]
+        """Of the first turn: as a chat begins, where the model has a template for one."""
+        tokens = self.loaded.tokens
+        if not tokens.has_chat_template:
+            return [tokens.encode(item.prompt) for item in items]
+        return [tokens.render([{"role": "user", "content": item.question}]) for item in items]
 
     def next_prompt(self, turn: Turn) -> list[int]:
         """Of the turn behind it."""
         return next_prompt(turn.prompt, turn.ids, self.loaded.tokens.eos_ids, self.between)
 
-    def attempt(
+    def _attempt(
         self, items: Sequence[Item], prompts: Sequence[list[int]], seeds: Sequence[int], turn: int, decoder: Decoder
     ) -> list[Turn]:
         """One turn of each; turns count from 1."""
@@ -120,8 +125,13 @@ class Player:
             for item, prompt, answer in zip(items, prompts, answers, strict=True)
         ]
 
-    def _decoder(self, model: QuietModel, items: Sequence[Item]) -> Decoder:
+    def _decoder(self, model: QuietModel, prompts: Sequence[list[int]]) -> Decoder:
         """A new one each time: what a cache holds is the weights' of that moment."""
-        longest = max(map(len, self.prompts(items))) + TURNS * self.max_tokens + len(self.between)
-        cache = Cache(model.backbone, min(self.at_once, len(items)), longest, self.depth)
-        return Decoder(model, self.loaded.tokens, cache, prefill_chunk=4096)
+        longest = max(map(len, prompts)) + TURNS * self.max_tokens + len(self.between)
+        room = model.backbone.max_positions - (self.depth + 2 if self.thinks else 0)
+        if longest > room:
+            raise ValueError(
+                f"two attempts of {self.max_tokens} tokens make texts of up to {longest}; the model's context has room for {room}"
+            )
+        cache = Cache(model.backbone, min(self.at_once, len(prompts)), longest, self.depth)
+        return Decoder(model, self.loaded.tokens, cache, prefill_chunk=4096, graphs=False)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..quiet_model import QuietModel
 from ..thoughts import replay
 from .episodes import Episode, Player, Turn
-from .logprobs import MAX_LOGITS, NOTHING, pick
+from .logprobs import MAX_LOGITS, NOTHING, log_likelihood, pick
 from .tasks.item import Item
 from .transcripts import Transcript
 
@@ -44,7 +44,7 @@ class Policy(nn.Module):
     Args:
         model: the model.
         divergence: `exact`: over the whole vocabulary at every choice; `sampled`: the difference of log-probabilities of what
-            was chosen, which costs no logits of the reference's but is noise where `exact` is none.
+            was chosen, of which nothing is kept for the backward pass, but which is noise where `exact` is none.
         temperature: at which visible tokens were sampled; log-probabilities are those of what was sampled from.
     """
 
@@ -63,22 +63,33 @@ class Policy(nn.Module):
         """Judge every turn; without a reference nothing diverges."""
         self.train()
         own = _choices(self.model, told)
-        with torch.no_grad():
-            theirs = own if reference is None else _choices(reference, told)
-        logprob_N, divergence_N = self._compare(own, theirs, reference or self.model)
-        sums = [x.new_zeros(2 * len(told.ids_BT)).index_add(0, own.cells_N, x) for x in (logprob_N, divergence_N)]
+        judged_2N = self._judge(own, told, reference)
+        sums = [x.new_zeros(2 * len(told.ids_BT)).index_add(0, own.cells_N, x) for x in judged_2N]
         return Judged(*(x.view(-1, 2).clone() for x in sums))  # FSDP loses its hooks on views
 
-    def _compare(self, own: _Choices, theirs: _Choices, reference: QuietModel) -> tuple[Tensor, Tensor]:
+    def _judge(self, own: _Choices, told: Transcript, reference: QuietModel | None) -> tuple[Tensor, Tensor]:
+        """Of every choice its log-probability and the divergence."""
+        if reference and self.divergence == "exact":
+            with torch.no_grad():
+                their_NH = _choices(reference, told).hidden_NH
+            return self._compare(own, their_NH, reference)
+        logprob_N = self._likelihood(self.model, own)
+        if not reference:
+            return logprob_N, torch.zeros_like(logprob_N)
+        with torch.no_grad():
+            return logprob_N, logprob_N.detach() - self._likelihood(reference, _choices(reference, told))
+
+    def _likelihood(self, model: QuietModel, choices: _Choices) -> Tensor:
+        return log_likelihood(model, choices.hidden_NH, choices.chosen_N, self.temperature, with_entropy=False)[0]
+
+    def _compare(self, own: _Choices, their_NH: Tensor, reference: QuietModel) -> tuple[Tensor, Tensor]:
         """In parts: the logits of all choices at once might be most of the memory."""
         size = max(1, MAX_LOGITS // self.model.backbone.vocab_size)
         if len(own.chosen_N) <= size:
-            return self._compare_part(own.hidden_NH, theirs.hidden_NH, own.chosen_N, reference)
+            return self._compare_part(own.hidden_NH, their_NH, own.chosen_N, reference)
         found = [
-            checkpoint(self._compare_part, own_NH, their_NH, chosen_N, reference, use_reentrant=False)
-            for own_NH, their_NH, chosen_N in zip(
-                own.hidden_NH.split(size), theirs.hidden_NH.split(size), own.chosen_N.split(size), strict=True
-            )
+            checkpoint(self._compare_part, *part, reference, use_reentrant=False)
+            for part in zip(own.hidden_NH.split(size), their_NH.split(size), own.chosen_N.split(size), strict=True)
         ]
         logprobs, divergences = zip(*found, strict=True)
         return torch.cat(logprobs), torch.cat(divergences)
@@ -90,8 +101,6 @@ class Policy(nn.Module):
         with torch.no_grad():
             their_NV = self._logprobs(reference, their_NH)
         logprob_N = pick(logprobs_NV, chosen_N, self.model.stop_ids)
-        if self.divergence == "sampled":
-            return logprob_N, (logprob_N - pick(their_NV, chosen_N, self.model.stop_ids)).detach()
         least = torch.finfo(logprobs_NV.dtype).min  # the markers have no probability, and 0 times -inf is no number
         ratio_NV = logprobs_NV.clamp(min=least) - their_NV.clamp(min=least)
         return logprob_N, (logprobs_NV.exp() * ratio_NV).sum(-1)

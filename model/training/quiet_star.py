@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from .arguments import (
-    add_adapters,
+    add_machine,
     check_adapters,
     read_adapters,
+    recipe,
     require,
     require_even,
     require_families,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 ARMS = get_args(Arm)
 PROBLEMS = "problems"  # --data: the generated ones
-# What may differ between a run and the one that goes on with it.
-INCIDENTAL = {"out", "resume", "threads", "tensorboard", "save_every", "log_every", "micro_batch", "shard", "cpu"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,11 +54,9 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)  # the mixing head's first layers are random, adapters too
     processes = Processes(args.precision, args.shard, args.cpu)
     require_even(args, "batch", processes.size)
-    recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
-    recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
     looping = LoopConfig(args.steps, args.seed, args.clip, args.log_every, args.save_every, args.tensorboard)
     thinking = _thinking(args)
-    trainer = Trainer(_learning(args), _opening(args), thinking, looping, processes, args.out, recipe)
+    trainer = Trainer(_learning(args), _opening(args), thinking, looping, processes, args.out, recipe(args))
     trainer.run(_open_data(args, trainer), args.resume)
     processes.leave()
 
@@ -161,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group("data"))
     _add_thinking(parser.add_argument_group("thoughts"))
     _add_learning(parser.add_argument_group("learning"))
-    _add_model(parser.add_argument_group("model and machine"))
+    add_machine(parser.add_argument_group("model and machine"))
     return parser
 
 
@@ -234,26 +231,3 @@ def _add_learning(group: argparse._ArgumentGroup) -> None:
     add("--warmup", type=int, default=10, help="updates of warm-up (%(default)s)")
     add("--weight-decay", type=float, default=0.001, help="of matrices (%(default)s)")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient (%(default)s)")
-
-
-def _add_model(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add_adapters(group)
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights (%(default)s)")
-    add(
-        "--precision",
-        default="no",
-        choices=["no", "bf16"],
-        help="of activations: as the weights, or bfloat16 (%(default)s)",
-    )
-    add("--gradient-checkpointing", action="store_true", help="compute activations twice rather than keep them")
-    add(
-        "--shard",
-        action="store_true",
-        help="split weights and optimizer among processes (FSDP2) rather than copy them (DDP)",
-    )
-    add("--cpu", action="store_true", help="stay on the CPU")
-    add("--save-every", type=int, default=50, help="updates between saved states (%(default)s)")
-    add("--log-every", type=int, default=10, help="updates between lines of the log (%(default)s)")
-    add("--tensorboard", action="store_true", help="log for TensorBoard, too")
-    add("--threads", type=int, default=1, help="CPU threads; a run repeats bit for bit on one (%(default)s)")

@@ -1,14 +1,14 @@
 """`quietserve report`: a training run as one picture. Needs the optional package `matplotlib`."""
 
 import argparse
-import importlib
 import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import run
+from ..drawing import open_pyplot
+from .arguments import require_matplotlib, run
 from .evaluation import plot as evaluation_plot
 from .loop import LOG_FILE
 from .trainer import THOUGHTS_FILE
@@ -24,8 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> None:
     """Draw what the run's folder holds. Raises ValueError for a folder that is no run's."""
-    if not evaluation_plot.available():
-        raise ValueError("this needs matplotlib: pip install 'quietserve[train]'")
+    require_matplotlib("this")
     log = _lines(args.run / LOG_FILE)
     if not log:
         raise ValueError(f"{args.run / LOG_FILE}: has no line yet")
@@ -43,9 +42,7 @@ def draw(
     file: Path,
 ) -> None:
     """Write a PNG: losses, reward, entropy, mixing weight and thoughts over time; accuracy and gains where they were measured."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = open_pyplot()
     figure, axes = pyplot.subplots(2, 4, figsize=(19, 8), layout="constrained")
     _curves(axes[0, 0], log, {"base_nll": "without thoughts", "mixed_nll": "behind thoughts"}, "loss, nats a token")
     _curves(axes[0, 1], log, {"reward": "reward"}, "nats that a thought gains")

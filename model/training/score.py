@@ -23,7 +23,18 @@ import torch
 from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import CorrectionConfig, Thinking
-from .arguments import add_adapters, check_adapters, read_adapters, require, require_even, require_least, run
+from .arguments import (
+    add_machine,
+    check_adapters,
+    read_adapters,
+    read_stops,
+    recipe,
+    require,
+    require_distinct,
+    require_even,
+    require_least,
+    run,
+)
 from .credit import Credit
 from .episodes import Player
 from .evaluation.family_items import FamilyItem
@@ -35,9 +46,7 @@ from .stages import Stage
 from .tasks import EVERY, draw
 from .tasks.files import read_items
 from .tasks.item import Item, Wording
-
-INCIDENTAL = {"out", "resume", "threads", "tensorboard", "save_every", "log_every", "micro_batch", "shard", "cpu"}
-
+from .thinker import checkpoint_gradients
 
 KNOBS = {"alpha": 10.0, "beta1": 0.01, "beta2": 0.1, "gamma": 1.0}  # and what they are if not given
 # The knobs that each arm reads: one that is given and not read is an error.
@@ -83,21 +92,23 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)  # adapters begin random
     processes = Processes(args.precision, args.shard, args.cpu)
     require_even(args, "problems", processes.size)
-    recipe = {name: value for name, value in vars(args).items() if name not in INCIDENTAL}
-    recipe["base"] = str(args.base.resolve()) if args.base.exists() else str(args.base)
     device = str(processes.device)
     loaded, reference = (checkpoint.load(args.base, args.dtype, device, args.quantization) for _ in range(2))
-    correction = loaded.correction or CorrectionConfig()
-    given = {"instruction": args.instruction, "thinking": args.thinking}
-    correction = replace(correction, **{name: value for name, value in given.items() if value is not None})
-    player = Player(
-        loaded, correction, args.max_tokens, args.temperature, _depth(args, loaded), args.temperature, tuple(args.stop)
-    )
+    if args.gradient_checkpointing:
+        checkpoint_gradients(loaded.model)
     looping = LoopConfig(
         args.stage1_steps + args.stage2_steps, args.seed, args.clip, args.log_every, args.save_every, args.tensorboard
     )
     trainer = ScoreTrainer(
-        _learning(args), loaded, reference.model, player, source(args.tasks), looping, processes, args.out, recipe
+        _learning(args),
+        loaded,
+        reference.model,
+        _player(args, loaded),
+        source(args.tasks),
+        looping,
+        processes,
+        args.out,
+        recipe(args),
     )
     trainer.run(args.resume)
     processes.leave()
@@ -136,11 +147,20 @@ def _learning(args: argparse.Namespace) -> ScoreConfig:
     )
 
 
-def _depth(args: argparse.Namespace, loaded: Loaded) -> int:
-    trained = loaded.model.quiet.thought_depth if loaded.model.quiet else 0
+def _player(args: argparse.Namespace, loaded: Loaded) -> Player:
+    """Who attempts; the checkpoint will think and be told as it did here."""
+    model = loaded.model
+    trained = model.quiet.thought_depth if model.quiet else 0
     depth = trained if args.depth is None else args.depth
-    require(args, "depth", loaded.model.can_think or depth == 0, "0: the base does not think")
-    return depth
+    require(args, "depth", model.can_think or depth == 0, "0: the base does not think")
+    given = {"instruction": args.instruction, "thinking": args.thinking if depth else "none"}
+    known = {name: value for name, value in given.items() if value is not None}
+    correction = replace(loaded.correction or CorrectionConfig(), **known)
+    if model.quiet and depth:
+        model.quiet = replace(model.quiet, thought_depth=depth)
+    return Player(
+        loaded, correction, args.max_tokens, args.temperature, depth, args.temperature, args.stop, args.at_once
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -149,7 +169,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         require(args, name, value is None or name in ARMS[args.arm], f"left out: the arm {args.arm} does not read it")
         require(args, name, value is None or value >= 0, "0 or more")
-    require_least(args, 1, "problems", "max_tokens", "threads", "save_every", "log_every")
+    require_least(args, 1, "problems", "max_tokens", "at_once", "threads", "save_every", "log_every")
     require_least(args, 0, "stage1_steps", "stage2_steps", "warmup", "weight_decay")
     require(args, "stage2_steps", args.stage1_steps + args.stage2_steps > 0, "1 or more with those of stage I")
     require(args, "rollouts", args.rollouts >= 2, "2 or more: each is measured against the others")
@@ -159,6 +179,8 @@ def _check(args: argparse.Namespace) -> None:
         require(args, name, getattr(args, name) > 0, "above 0")
     require(args, "temperature", args.temperature <= 2, "at most 2")
     require(args, "micro_batch", args.micro_batch is None or args.micro_batch >= 1, "1 or more")
+    args.stop = read_stops(args)
+    require_distinct(args, "tasks")
     check_adapters(args)
     for name in args.tasks:
         known = name in EVERY or Path(name).is_file()
@@ -182,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_objective(parser.add_argument_group("objective"))
     _add_attempts(parser.add_argument_group("attempts"))
     _add_learning(parser.add_argument_group("learning"))
-    _add_model(parser.add_argument_group("model and machine"))
+    add_machine(parser.add_argument_group("model and machine"))
     return parser
 
 
@@ -208,8 +230,9 @@ def _add_attempts(group: argparse._ArgumentGroup) -> None:
     add("--rollouts", type=int, default=4, help="episodes of a problem (%(default)s)")
     add("--from-base", type=float, default=0.0, help="share whose first attempts are the base's (%(default)s)")
     add("--max-tokens", type=int, default=16, help="visible tokens of an attempt (%(default)s)")
+    add("--at-once", type=int, default=256, help="attempts decoded at once, which bounds the memory (%(default)s)")
     add("--temperature", type=float, default=1.0, help="of attempts and thoughts (%(default)s)")
-    add("--stop", nargs="*", default=[], metavar="TEXT", help="ends an attempt (the end of the text alone)")
+    add("--stop", nargs="*", default=[], metavar="TEXT", help="ends an attempt; \\n is a newline (the end of the text)")
     add("--depth", type=int, help="tokens of a thought (as the base was trained; 0 where it does not think)")
     add("--instruction", help="said between two attempts (the base's own)")
     add("--thinking", choices=get_args(Thinking), help="turns in which it thinks (the base's own, or every)")
@@ -222,16 +245,3 @@ def _add_learning(group: argparse._ArgumentGroup) -> None:
     add("--weight-decay", type=float, default=0.0, help="of matrices (%(default)s)")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient (%(default)s)")
     add("--micro-batch", type=int, metavar="N", help="problems of a process in memory at once (all)")
-
-
-def _add_model(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add_adapters(group)
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights (%(default)s)")
-    add("--precision", default="no", choices=["no", "bf16"], help="of activations (%(default)s: as the weights)")
-    add("--shard", action="store_true", help="split weights and optimizer among processes (FSDP2), not copies (DDP)")
-    add("--cpu", action="store_true", help="stay on the CPU")
-    add("--save-every", type=int, default=50, help="updates between saved states (%(default)s)")
-    add("--log-every", type=int, default=10, help="updates between lines of the log (%(default)s)")
-    add("--tensorboard", action="store_true", help="log for TensorBoard, too")
-    add("--threads", type=int, default=1, help="CPU threads; a run repeats bit for bit on one (%(default)s)")

@@ -1,10 +1,10 @@
 """The arms of SCoRe as a picture; needs the optional package `matplotlib`."""
 
-import importlib
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ..drawing import open_pyplot
 from .score_table import cells_by_row
 
 SMOOTHED = 8  # lines of the log in one point
@@ -12,7 +12,7 @@ SMOOTHED = 8  # lines of the log in one point
 
 def plot(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: both turns over training for every arm, fix and break rates, and how much of the first answer is kept."""
-    pyplot = _open_pyplot()
+    pyplot = open_pyplot()
     trained = list(dict.fromkeys(report["row"] for report in summary["rows"] if report["history"]))
     columns = max(1, len(trained))
     figure, axes = pyplot.subplots(2, columns, figsize=(3 * columns, 6), squeeze=False, layout="constrained")
@@ -33,7 +33,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
 
 def plot_budget(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: accuracies of votes by the number of attempts that they took, for every row that voted."""
-    pyplot = _open_pyplot()
+    pyplot = open_pyplot()
     voting = list(dict.fromkeys(report["row"] for report in summary["rows"] if "budget" in report))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for number, row in enumerate(voting):
@@ -49,12 +49,6 @@ def plot_budget(summary: dict[str, Any], file: Path) -> None:
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
-
-
-def _open_pyplot() -> Any:
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
 
 
 def _smooth(history: list[dict[str, float]]) -> tuple[list[float], list[float], list[float]]:

@@ -19,48 +19,41 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import INSTRUCTION, CorrectionConfig
 from . import attempts, score, score_plot
-from .arguments import once
+from .arguments import check_study, claim, once, run
 from .evaluation.evaluate import evaluate, library_versions
 from .loop import LOG_FILE, write_aside
 from .score_table import markdown
 
 ROWS = ("base", "self-refine", *score.ARMS)
+LEARNING = [arm for arm, knobs in score.ARMS.items() if knobs]  # from attempts of its own, not its base's
 VOTING = ("base", "single-turn", "score")  # rows whose votes are measured unless others are named
 REPORTS = "reports"
-INSTRUCTED = "Is there an error? Answer again."  # short: it is read in every episode
 AT_ONCE = 256  # answers
 HISTORY = ("step", "t1", "t2", "repaired", "broken", "changed", "kl1", "kl2")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `quietserve train score-study`; 0 when the table is printed, otherwise what the failing piece returned."""
-    args = _parser().parse_args(argv)
+    return run(_parser(), lambda args: study(args, sys.argv[1:] if argv is None else argv), argv)
+
+
+def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Train and measure whatever is missing, and print the table."""
+    check_study(args)
+    claim(args.out, {name: getattr(args, name) for name in ("task", "attempts", "score")})
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         base = args.out / f"base-{seed}"
-        flags = [
-            "--out",
-            str(base),
-            "--seed",
-            str(seed),
-            "--instruction",
-            INSTRUCTED,
-            "--families",
-            args.task,
-            "--resume",
-        ]
-        if code := once(base, attempts.main, [*flags, *args.attempts.split()]):
-            return code
+        flags = ["--out", str(base), "--seed", str(seed), "--families", args.task, "--resume"]
+        once(base, attempts.main, [*flags, *args.attempts.split()])
         for row in args.rows:
-            if code := _run_row(args, row, seed, base):
-                return code
-    summary = summarise(args, sys.argv[1:] if argv is None else argv)
+            _run_row(args, row, seed, base)
+    summary = summarise(args, argv)
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
         score_plot.plot(summary, args.results.with_suffix(".png"))
         score_plot.plot_budget(summary, args.results.with_name(f"{args.results.stem}_budget.png"))
     print(markdown(summary))
-    return 0
 
 
 def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -77,22 +70,24 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> int:
-    file = _report_file(args, row, seed)
-    if file.exists():
-        return 0
-    folder = args.out / f"{row}-{seed}"
+def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> None:
+    folder, file = args.out / f"{row}-{seed}", _report_file(args, row, seed)
+    report: dict[str, Any] = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
+    if file.exists() and _answers(json.loads(file.read_text()), report, row in args.voting):
+        return
     if row in score.ARMS:
         flags = ["--base", str(base), "--out", str(folder), "--arm", row, "--seed", str(seed), "--tasks", args.task]
-        if code := once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()]):
-            return code
+        once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()])
     loaded = checkpoint.load(folder if row in score.ARMS else base)
-    report = {"row": row, "training_seed": seed, "n": args.n, "seed": args.problem_seed}
-    report |= {"history": _history(folder) if row in score.ARMS else [], **_measure(args, loaded, row)}
+    report |= {"history": _history(folder) if row in LEARNING else [], **_measure(args, loaded, row)}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)
-    return 0
+
+
+def _answers(report: dict[str, Any], asked: dict[str, Any], votes: bool) -> bool:
+    """Whether a report is of what is asked for."""
+    return asked.items() <= report.items() and (not votes or "budget" in report)
 
 
 def _measure(args: argparse.Namespace, loaded: Loaded, row: str) -> dict[str, Any]:
@@ -107,7 +102,7 @@ def _measure(args: argparse.Namespace, loaded: Loaded, row: str) -> dict[str, An
 def _history(folder: Path) -> list[dict[str, float]]:
     """What was measured while it trained, at temperature 1, on problems of the training split."""
     lines = map(json.loads, (folder / LOG_FILE).read_text().splitlines())
-    return [{name: line[name] for name in HISTORY} for line in lines]
+    return [{name: line[name] for name in HISTORY if name in line} for line in lines]
 
 
 def _report_file(args: argparse.Namespace, row: str, seed: int) -> Path:
@@ -120,7 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for all bases, checkpoints and reports")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (0 1 2)")
     add("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (all)")
-    add("--voting", nargs="*", default=VOTING, metavar="ROW", help=f"rows that vote, too ({', '.join(VOTING)})")
+    add(
+        "--voting",
+        nargs="*",
+        default=VOTING,
+        choices=ROWS,
+        metavar="ROW",
+        help=f"rows that vote, too ({', '.join(VOTING)})",
+    )
     add("--task", default="signed-sum", help="family of problems (%(default)s)")
     add("--n", type=int, default=2000, help="held-out problems (%(default)s)")
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")

@@ -139,38 +139,42 @@ class ScoreTrainer:
     def _act(self, items: list[Item], seeds: list[int], stage: Stage, given: int) -> list[Episode]:
         """Two attempts at every item; the first ones at the first `given` items are the base's."""
         player = self._player
-        if stage.imitate:  # the base's own second attempts are what is copied
-            return player.play(items, seeds, self._reference)
-        turns = player.begin(items[:given], seeds[:given], self._reference)
-        with self._processes.whole(self.policy), self._processes.precision():
-            policy: Policy = self._processes.unwrap(self.policy)
-            return policy.play(player, items, seeds, turns)
+        with self._processes.precision():
+            if stage.imitate:  # the base's own second attempts are what is copied
+                return player.play(items, seeds, self._reference)
+            turns = player.begin(items[:given], seeds[:given], self._reference)
+            with self._processes.whole(self.policy):
+                policy: Policy = self._processes.unwrap(self.policy)
+                return policy.play(player, items, seeds, turns)
 
     def _judge(self, groups: list[list[Episode]], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss of some problems, and sums for the log."""
         episodes = [episode for group in groups for episode in group]
         told = transcribe(episodes, self._player.depth).to(self._processes.device)
+        reference = self._reference if any(stage.anchors) else None
         with self._processes.precision():
-            judged = self.policy(told, self._reference if any(stage.anchors) else None)
+            judged = self.policy(told, reference)
         rewards_BD = torch.tensor(
             [[float(turn.right) for turn in e.turns] for e in episodes], device=told.ids_BT.device
         )
         own_BD = torch.tensor([[float(e.own), 1.0] for e in episodes], device=told.ids_BT.device)
         loss = stage.loss(judged, rewards_BD, own_BD, len(groups), self._config.divergence)
-        return loss, _facts(episodes, rewards_BD, judged)
+        return loss, _facts(episodes, rewards_BD) | (_divergences(judged) if reference else {})
 
 
-def _facts(episodes: Sequence[Episode], rewards_BD: Tensor, judged: Judged) -> dict[str, Tensor]:
+def _facts(episodes: Sequence[Episode], rewards_BD: Tensor) -> dict[str, Tensor]:
     """Sums over episodes."""
     first, second = rewards_BD.unbind(-1)
-    changed = sum(len({turn.answer.text for turn in episode.turns}) > 1 for episode in episodes)
-    one, two = judged.divergence_BD.detach().sum(0)
+    changed = sum(len({turn.answer.text.strip() for turn in episode.turns}) > 1 for episode in episodes)
     return {
         "t1": first.sum(),
         "t2": second.sum(),
         "repaired": ((1 - first) * second).sum(),
         "broken": (first * (1 - second)).sum(),
         "changed": first.new_tensor(changed),
-        "kl1": one,
-        "kl2": two,
     }
+
+
+def _divergences(judged: Judged) -> dict[str, Tensor]:
+    """Sums over episodes."""
+    return dict(zip(("kl1", "kl2"), judged.divergence_BD.detach().sum(0), strict=True))

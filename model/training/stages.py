@@ -32,17 +32,17 @@ class Stage:
         Args:
             judged: what the policy made of them.
             rewards_BD: of both turns.
-            own_BD: 1 for turns the policy made; others have no part in it.
+            own_BD: 1 for turns the policy made; others are not credited, though an exact divergence holds them, too.
             problems: how many there are.
             divergence: one with a gradient holds the policy by itself; a sampled one is taken from what turns are credited with.
         """
         anchors_D = torch.tensor(self.anchors, device=rewards_BD.device)
         paid_BD = torch.zeros_like(rewards_BD) if divergence == "exact" else anchors_D * judged.divergence_BD
         weights_BD = self.weights(*(x.view(problems, -1, 2) for x in (rewards_BD, paid_BD))).view(-1, 2)
-        losses_BD = -weights_BD * judged.logprob_BD
+        losses_BD = -own_BD * weights_BD * judged.logprob_BD
         if divergence == "exact":
             losses_BD = losses_BD + anchors_D * judged.divergence_BD
-        return (own_BD * losses_BD).sum()
+        return losses_BD.sum()
 
     def weights(self, rewards_NK2: Tensor, paid_NK2: Tensor) -> Tensor:
         """What the log-probability of each turn weighs [N, K, 2], where so much is taken from its return."""

@@ -24,7 +24,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..thoughts import Choose
 from . import pretrain, quiet_star, study_plot
-from .arguments import once
+from .arguments import check_study, claim, once, require, run
 from .controls import Always, Recorder, Thoughts, forced, is_right, ordinary_tokens, reasons, scrambled, swapped
 from .evaluation.evaluate import evaluate, library_versions
 from .evaluation.family_items import draw_items
@@ -46,23 +46,25 @@ REPORTS = "reports"
 
 def main(argv: list[str] | None = None) -> int:
     """Run `quietserve train study`; 0 when the table is printed, otherwise what the failing piece returned."""
-    args = _parser().parse_args(argv)
+    return run(_parser(), lambda args: study(args, sys.argv[1:] if argv is None else argv), argv)
+
+
+def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Train and measure whatever is missing, and print the table."""
+    check_study(args)
+    require(args, "depths", min(args.depths) >= 0, "0 or more each")
+    claim(args.out, {name: getattr(args, name) for name in ("pretrain", "quiet_star")})
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         base = args.out / f"base-{seed}"
-        if code := once(
-            base, pretrain.main, ["--out", str(base), "--seed", str(seed), "--resume", *args.pretrain.split()]
-        ):
-            return code
+        once(base, pretrain.main, ["--out", str(base), "--seed", str(seed), "--resume", *args.pretrain.split()])
         for name in args.rows:
-            if code := _run_one(args, name, seed, base):
-                return code
-    summary = summarise(args, sys.argv[1:] if argv is None else argv)
+            _run_one(args, name, seed, base)
+    summary = summarise(args, argv)
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
         study_plot.plot(summary, args.results.with_suffix(".png"))
     print(markdown(summary))
-    return 0
 
 
 def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -82,17 +84,16 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> int:
+def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> None:
     """Train what is to be trained, then measure it family by family, each of which is kept when it is done."""
     report = _report(args, name, seed)
     missing = [family for family in FAMILIES if family not in report["rows"][name]]
     if not missing:
-        return 0
+        return
     folder = args.out / f"{name}-{seed}"
     if name in TRAINED:
         flags = ["--base", str(base), "--out", str(folder), "--arm", name, "--seed", str(seed), "--resume"]
-        if code := once(folder, quiet_star.main, [*flags, *args.quiet_star.split()]):
-            return code
+        once(folder, quiet_star.main, [*flags, *args.quiet_star.split()])
     loaded = checkpoint.load(folder) if name in TRAINED else _untrained(base, max(args.depths))
     file = _report_file(args, name, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,6 @@ def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> int:
         text = json.dumps(report) + "\n"
         write_aside(file, lambda aside, text=text: aside.write_text(text))
     print(f"{name}, seed {seed}: done", file=sys.stderr)
-    return 0
 
 
 def _report_file(args: argparse.Namespace, name: str, seed: int) -> Path:

@@ -1,11 +1,11 @@
 """The study's rows as a picture; needs the optional package `matplotlib`."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ..drawing import open_pyplot
 from .study_table import family_means, reports_by_row
 
 TENTHS = 10
@@ -13,9 +13,7 @@ TENTHS = 10
 
 def plot(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: accuracy by depth of every row, of the trained model by family, and its gain by how hard a token is."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = open_pyplot()
     figure, (rows, families, tenths) = pyplot.subplots(1, 3, figsize=(17, 5), layout="constrained")
     depths, by_row = summary["depths"], reports_by_row(summary)
     for row, reports in by_row.items():

@@ -45,9 +45,14 @@ def open_thinker(base: str | Path, config: ThinkerConfig, device: str = "cpu") -
     else:
         model.quiet = replace(model.quiet, thought_depth=config.depth)
     if config.gradient_checkpointing:
-        lm: Any = model.backbone.lm  # the method's name changed within the versions we take
-        getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_gradients(model)
     return replace(loaded, model=model)
+
+
+def checkpoint_gradients(model: QuietModel) -> None:
+    """Compute a layer's activations twice rather than keep them."""
+    lm: Any = model.backbone.lm  # the method's name changed within the versions we take
+    getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _give_thoughts(loaded: Loaded, config: ThinkerConfig) -> QuietModel:

@@ -45,6 +45,7 @@ def save(
     lm_state = {k.removeprefix("backbone.lm."): v for k, v in state.items() if k.startswith("backbone.lm.")}
     lora.save(lm_state, str(base), folder)
     whole = reopen()
+    whole.quiet = model.quiet
     lora.add_to(whole.backbone.lm)
     whole.load_state_dict({k: v for k, v in state.items() if _is_learned(k)}, strict=False)
     merge(whole.backbone.lm)

@@ -9,16 +9,16 @@ from typing import Any
 from ...sampling import hash_key
 from ..episodes import Turn
 from ..tasks.item import Item
-from .corrected import make_player
+from .corrected import make_player, mean_of
 from .evaluation import Evaluation, Measured
-from .intervals import bootstrap, wilson
+from .intervals import wilson
 from .majority import majority
 
 PAIRS = (1, 2, 4, 8, 16)  # K
 
 
 def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
-    """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers.
+    """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers, `parallel` its rival's.
 
     `curve` has a point for each K: the accuracy of the vote of 2K first answers (`parallel`) and of K corrected ones
     (`corrected`), the share of items of which any of those answers is right, the visible tokens an item that they took, and
@@ -37,8 +37,9 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
             firsts.append([episode.turns[0] for episode in episodes])
             seconds.append([episode.turns[1] for episode in episodes])
         curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in PAIRS), strict=True)
-        vote = {name: curve[-1]["corrected"][name] for name in ("value", "ci95")}
-        yield Measured(depth, {**vote, "n": len(items), "curve": list(curve)}, values[-1])
+        last = curve[-1]
+        cell = {name: last["corrected"][name] for name in ("value", "ci95")} | {"n": len(items), "curve": list(curve)}
+        yield Measured(depth, cell | {name: last[name] for name in ("parallel", "ahead")}, values[-1])
 
 
 def _point(
@@ -52,7 +53,7 @@ def _point(
         "k": pairs,
         "parallel": _share(parallel) | {"any": _any(first), "tokens": _tokens(first)},
         "corrected": _share(corrected) | {"any": _any(second), "tokens": _tokens([*firsts[:pairs], *second])},
-        "ahead": {"value": sum(ahead) / len(ahead), "ci95": bootstrap(ahead, seed=seed)},
+        "ahead": mean_of(ahead, seed),
     }
     return point, corrected
 
@@ -61,9 +62,14 @@ def _vote(items: Sequence[Item], samples: Sequence[list[Turn]]) -> list[bool]:
     """Whether the commonest answer is right, by item."""
     votes = []
     for item, turns in zip(items, zip(*samples, strict=True), strict=True):
-        chosen = majority([item.extract(turn.answer.text) or turn.answer.text.strip() for turn in turns])
+        chosen = majority([_said(item, turn.answer.text) for turn in turns])
         votes.append(chosen is not None and item.verify(chosen))
     return votes
+
+
+def _said(item: Item, text: str) -> str | None:
+    """What an answer votes for: for a family's problem all of it, for a file's item what it comes to."""
+    return item.extract(text) if item.reasoning is None else text.strip() or None
 
 
 def _share(right: Sequence[bool]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def make_player(evaluation: Evaluation, items: Sequence[Item], temperature: floa
         temperature,
         depth,
         evaluation.thought_temperature,
-        ("\n",),
+        evaluation.stop,
         evaluation.batch,
     )
 
@@ -56,8 +56,8 @@ def _summary(episodes: Sequence[Episode], swapped: Sequence[Turn], seed: int) ->
         "ci95": wilson(sum(second), n),
         "n": n,
         "t1": {"value": sum(first) / n, "ci95": wilson(sum(first), n)},
-        "delta": _mean([b - a for a, b in pairs], seed),
-        "gap": _mean([own - turn.right for own, turn in zip(second, swapped, strict=True)], seed),
+        "delta": mean_of([b - a for a, b in pairs], seed),
+        "gap": mean_of([own - turn.right for own, turn in zip(second, swapped, strict=True)], seed),
         "repaired": repaired / n,
         "broken": broken / n,
         "fix": repaired / max(1, n - sum(first)),
@@ -67,7 +67,8 @@ def _summary(episodes: Sequence[Episode], swapped: Sequence[Turn], seed: int) ->
     }
 
 
-def _mean(values: Sequence[float], seed: int) -> dict[str, Any]:
+def mean_of(values: Sequence[float], seed: int) -> dict[str, Any]:
+    """A mean with its interval."""
     return {"value": sum(values) / len(values), "ci95": bootstrap(values, seed=seed)}
 
 

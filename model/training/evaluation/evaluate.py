@@ -167,7 +167,8 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
     loaded = checkpoint.load(args.model, args.dtype, args.device, args.quantization)
     check_depths(args, loaded)
     settings = {
-        name: getattr(args, name) for name in ("samples", "temperature", "reasoning_tokens", "positions", "batch")
+        name: getattr(args, name)
+        for name in ("samples", "temperature", "reasoning_tokens", "positions", "stop", "batch")
     }
     report = evaluate(
         loaded,

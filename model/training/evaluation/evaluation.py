@@ -36,6 +36,7 @@ class Evaluation:
     thought_temperature: float = 0.0  # 0 is greedy
     choose: Choose | None = None  # who picks the tokens of thoughts; None: seeded noise
     max_tokens: int | None = None  # of a generated answer; None: what a task's answers need
+    stop: tuple[str, ...] = ("\n",)  # ends one
     samples: int = 8  # chains of thought of an item that vote
     temperature: float = 0.7  # of their visible tokens
     reasoning_tokens: int | None = None  # of a chain of thought; None: what a task's own need, or 256

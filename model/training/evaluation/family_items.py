@@ -27,6 +27,11 @@ class FamilyItem:
         return f"{self.problem.family}, {self.problem.question!r}"
 
     @property
+    def question(self) -> str:
+        """The problem's own."""
+        return self.problem.question
+
+    @property
     def prompt(self) -> str:
         """The question, to be answered at once."""
         return write_prompt(self.problem)

@@ -1,7 +1,6 @@
 """The flags of `quietserve evaluate`, and what can be known of them before anything is measured."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import get_args
 
@@ -10,11 +9,10 @@ import torch
 from ...bundled import DEFAULT
 from ...checkpoint import Loaded
 from ...quantize import Quantization
-from ..arguments import require, require_least
+from ..arguments import read_stops, require, require_distinct, require_least, require_matplotlib, require_output
 from ..tasks import EVERY, FAMILIES
 from ..tasks.files import EXAMPLES
 from ..tasks.item import Wording
-from . import plot
 from .evaluation import METRICS, PERPLEXITY
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -57,6 +55,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--template", default=next(shown), help="prompt for an item of a file; \\n is a newline (%(default)s)")
     add("--reasoning-template", default=next(shown), help="the same for its chain of thought (%(default)s)")
     add("--max-tokens", type=int, help="of a generated answer (what a family's answers need; for files, 16 or more)")
+    add(
+        "--stop",
+        nargs="*",
+        default=["\\n"],
+        metavar="TEXT",
+        help="ends a generated answer; \\n is a newline, the default",
+    )
     add("--samples", type=int, default=8, help="chains of thought that vote (%(default)s)")
     add("--temperature", type=float, default=0.7, help="of those chains (%(default)s)")
     add("--reasoning-tokens", type=int, help="most tokens of such a chain (what a family's need; for files, 256)")
@@ -109,20 +114,18 @@ def check(args: argparse.Namespace) -> None:
         allowed = "perplexity, maybe among others: it is what --text is for" if args.tasks else alone
         require(args, "metrics", PERPLEXITY in args.metrics and bool(args.tasks or len(args.metrics) == 1), allowed)
     read_wording(args)
+    args.stop = read_stops(args)
+    cold = "budget" in args.metrics and args.temperature == 0
+    require(args, "temperature", not cold, "above 0 where --metrics has budget: equal answers have one vote")
+    require_distinct(args, "metrics", "tasks")
     _check_outputs(args)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Better now than after hours."""
-    if args.png and not plot.available():
-        raise ValueError("--png needs matplotlib: pip install 'quietserve[bench]'")
-    for flag, file in (("--out", args.out), ("--png", args.png)):
-        if file and not file.parent.is_dir():
-            raise ValueError(f"{flag} {file}: there is no such folder")
-        if file and file.is_dir():
-            raise ValueError(f"{flag} {file}: is a folder, not a file")
-        if file and not os.access(file.parent, os.W_OK):
-            raise ValueError(f"{flag} {file}: its folder may not be written to")
+    if args.png:
+        require_matplotlib("--png")
+    require_output("--out", args.out)
+    require_output("--png", args.png)
 
 
 def _is_usable(device: str) -> bool:

@@ -15,7 +15,8 @@ FREE_TOKENS = 16  # of an answer to what no model here was taught to answer in o
 def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
     """Yield a cell a depth: the share of right answers with its Wilson interval, by steps, and what it cost.
 
-    The answer is one line. The dash that opens an aside may not be spoken, or a base would reason in the open.
+    An answer is one line, or ends at other stops. The dash that opens an aside may not be spoken, or a base would reason
+    in the open.
     """
     prompts = [evaluation.loaded.tokens.encode(item.prompt) for item in items]
     max_tokens = evaluation.max_tokens or longest_answer(evaluation, items)
@@ -45,7 +46,7 @@ def _params(evaluation: Evaluation, depth: int, seed: int, max_tokens: int) -> S
         max_tokens=max_tokens,
         temperature=0.0,
         seed=seed,
-        stop=("\n",),
+        stop=evaluation.stop,
         thought_depth=depth,
         thought_temperature=evaluation.thought_temperature,
         logit_bias={} if evaluation.dash is None else {evaluation.dash: -100.0},

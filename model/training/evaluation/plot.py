@@ -1,23 +1,16 @@
 """An evaluation's report as a picture; needs the optional package `matplotlib`."""
 
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
+
+from ...drawing import open_pyplot
 
 _STYLES = {"generated": "o-", "scored": "s--", "maj": "^:"}
 
 
-def available() -> bool:
-    """matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def plot(report: dict[str, Any], file: Path) -> None:
     """Write a PNG: accuracy by depth with its intervals, beside it the gain by tenth of the base's loss."""
-    matplotlib: Any = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    pyplot = open_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     draw_accuracy(left, report)
     draw_tenths(right, report)

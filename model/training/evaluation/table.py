@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .budget import PAIRS
+
 Report = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -18,7 +20,9 @@ _BLOCKS: list[tuple[str, str | None, str]] = [
     ("corrected", None, "second answer right"),
     ("corrected", "delta", "gained by correction"),
     ("corrected", "gap", "more than behind another's answer"),
-    ("budget", None, "vote of 16 corrected answers right"),
+    ("budget", "parallel", "vote of {parallel} answers right"),
+    ("budget", None, "vote of {corrected} corrected ones"),
+    ("budget", "ahead", "which is ahead by"),
     ("perplexity", None, "perplexity"),
     ("perplexity", "gain", "gain over the base, nats a token"),
 ]
@@ -42,7 +46,12 @@ def _block(report: Report, depths: list[str], metric: str, part: str | None, tit
     }
     if not found:
         return []
-    lines = [_line(title.format(samples=report.get("samples")), [f"depth {depth}" for depth in depths])]
+    lines = [
+        _line(
+            title.format(samples=report.get("samples"), parallel=2 * PAIRS[-1], corrected=PAIRS[-1]),
+            [f"depth {depth}" for depth in depths],
+        )
+    ]
     lines += [
         _line(Path(name).name, [_with_interval(by_depth[depth]) for depth in depths])
         for name, by_depth in found.items()

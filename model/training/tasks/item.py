@@ -19,6 +19,11 @@ class Item(Protocol):
         ...
 
     @property
+    def question(self) -> str:
+        """What a user would say in a chat."""
+        ...
+
+    @property
     def prompt(self) -> str:
         """The text up to where the answer begins."""
         ...

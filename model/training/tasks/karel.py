@@ -45,15 +45,14 @@ def sample(rng: random.Random, num_steps: int) -> Problem:
     return Problem(name, " ".join(parts), answer, write_notes(days, states), num_steps, answers)
 
 
-def act(deed: str, column: int, row: int, heading: int) -> tuple[int, int, int]:
-    """Column, row and heading after a deed."""
+def act(deed: str, column: int, row: int, heading: int, size: int = len(LINES)) -> tuple[int, int, int]:
+    """Column, row and heading after a deed, on so many columns and rows."""
     if deed == "turn left":
         return column, row, (heading - 1) % 4
     if deed == "turn right":
         return column, row, (heading + 1) % 4
     right, up = AHEAD[heading]
-    last = len(LINES) - 1
-    return min(max(column + right, 0), last), min(max(row + up, 0), last), heading
+    return min(max(column + right, 0), size - 1), min(max(row + up, 0), size - 1), heading
 
 
 def _cell(column: int, row: int) -> str:

@@ -1,18 +1,20 @@
 """Karel programs: from one cell and heading to another. The verifier runs the program.
 
-The world is that of `karel`. An answer is a program with its trace: each deed and where it leads; it is right where every deed
-leads where it says, and the last to the goal. Shorter programs than the one the goal was drawn by are right, too.
+The world is that of `karel`, eight by eight cells of it. An answer is a program with its trace: each deed and where it leads; it
+is right where every deed leads where it says, and the last to the goal. Shorter programs than the one the goal was drawn by are
+right, too.
 """
 
 import random
 from collections.abc import Sequence
 
-from .karel import HEADINGS, LINES, OFTEN, act
+from .karel import HEADINGS, OFTEN, act
 from .problem import Problem
 
 name = "routes"
-steps = range(5, 6)
+steps = range(5, 8)
 
+LINES = "abcdefgh"
 WORDS = {"move": "move", "turn left": "left", "turn right": "right"}
 DEEDS = {word: deed for deed, word in WORDS.items()}
 ASK = "Karel is at {start}. Go to {goal} in {most} steps."
@@ -52,7 +54,7 @@ def attempt(rng: random.Random, problem: Problem) -> str:
 def _run(start: State, deeds: Sequence[str]) -> list[State]:
     states, state = [], start
     for deed in deeds:
-        state = act(deed, *state)
+        state = act(deed, *state, len(LINES))
         states.append(state)
     return states
 

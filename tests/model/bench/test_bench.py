@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from quietserve.model import drawing
 from quietserve.model.bench import __main__ as bench
 from quietserve.model.bench import measure, plot
 from quietserve.model.bench.systems import PLAIN, THINKING
@@ -141,7 +142,7 @@ def test_a_plot(tmp_path):
 
 
 def test_without_matplotlib_the_plot_is_a_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plot, "available", lambda: False)
+    monkeypatch.setattr(drawing, "available", lambda: False)
     arguments = [*GRID, "--batches", "1", "--depths", "0", "--systems", "plain"]
     assert bench.main([*arguments, "--plot", str(tmp_path / "speed.png")]) == 0
     assert "--plot needs matplotlib" in capsys.readouterr().err

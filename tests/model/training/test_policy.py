@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from quietserve.model import checkpoint
 from quietserve.model.checkpoint import Loaded
 from quietserve.model.correction import CorrectionConfig
 from quietserve.model.quiet_model import QuietModel
@@ -17,7 +18,7 @@ from quietserve.model.tokens import Tokens
 from quietserve.model.training import policy as policy_module
 from quietserve.model.training.credit import Credit, turn_advantages
 from quietserve.model.training.episodes import Episode, Player
-from quietserve.model.training.evaluation.family_items import FamilyItem
+from quietserve.model.training.evaluation.family_items import FamilyItem, draw_items
 from quietserve.model.training.policy import Judged, Policy
 from quietserve.model.training.stages import Stage
 from quietserve.model.training.tasks import Problem
@@ -198,12 +199,39 @@ def test_a_divergence_without_a_gradient_is_taken_from_the_reward() -> None:
     assert float(exact) == pytest.approx(float(plain + anchored))
 
 
-def test_a_first_attempt_by_the_base_has_no_part_in_it() -> None:
+def test_a_first_attempt_by_the_base_is_not_credited_and_yet_an_anchor() -> None:
+    """Or with all of them by the base, nothing would hold the first turn."""
     judged = Judged(torch.ones(2, 2), torch.ones(2, 2))
     rewards_BD = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     stage, theirs = Stage(1, Credit(first=3.0), anchors=(5.0, 0.0)), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     weights = turn_advantages(rewards_BD[None])[0]
-    assert float(stage.loss(judged, rewards_BD, theirs, 1)) == pytest.approx(float(-weights[:, 1].sum()))
+    assert float(stage.loss(judged, rewards_BD, theirs, 1)) == pytest.approx(float(-weights[:, 1].sum()) + 2 * 5.0)
+
+
+def test_a_chat_model_is_asked_as_in_a_chat() -> None:
+    """Once the first prompt was bare text and the second had the template's marks: half a chat."""
+    model, episodes = played(0)
+    first, second = (TOKENS.decode(turn.prompt, special=True) for turn in episodes[0].turns)
+    assert first == TOKENS.render_text([{"role": "user", "content": "A?"}])
+    assert second.startswith(first)
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    loaded = Loaded(model, Tokens(bare, eos_ids=[0], marker_tokens=tiny.SPECIAL[1:]), "tiny")
+    one = Player(loaded, CorrectionConfig("Again."), max_tokens=5)
+    assert one.prompts(ITEMS) == [loaded.tokens.encode(item.prompt) for item in ITEMS]
+
+
+def test_a_bundled_family_reads_the_same_either_way() -> None:
+    tokens = checkpoint.load("quiet-small").tokens
+    for item in draw_items("dial", 20, 1):
+        assert tokens.render([{"role": "user", "content": item.question}]) == tokens.encode(item.prompt)
+
+
+def test_both_attempts_must_fit_the_context() -> None:
+    model = tiny.quiet_model()
+    room = model.backbone.max_positions
+    with pytest.raises(ValueError, match=f"the model's context has room for {room - 5}"):
+        Player(Loaded(model, TOKENS, "tiny"), CorrectionConfig("Again."), room, depth=3).play(ITEMS, [1, 2, 3], model)
 
 
 def test_the_gradient_is_reinforce_by_hand() -> None:

@@ -36,7 +36,8 @@ def test_every_arm_trains_and_is_served_as_it_is(base: Path, tmp_path: Path, arm
     out = tmp_path / arm
     assert score.main(["--base", str(base), "--out", str(out), "--arm", arm, *STEPS, *FEW]) == 0
     assert [line["step"] for line in log_of(out)] == [1, 2, 3, 4]
-    assert {"t1", "t2", "repaired", "broken", "changed", "kl1", "kl2"} <= log_of(out)[0].keys()
+    assert {"t1", "t2", "repaired", "broken", "changed"} <= log_of(out)[0].keys()
+    assert ({"kl1", "kl2"} <= log_of(out)[0].keys()) == (arm not in ("pair-sft", "star")), "only where it was measured"
     loaded = checkpoint.load(out)
     assert loaded.correction is not None
     assert loaded.correction.instruction == "Again.", "the base's own"
@@ -97,7 +98,33 @@ def test_a_thinking_model_learns_through_its_thoughts(tmp_path: Path) -> None:
     loaded = checkpoint.load(out)
     assert loaded.correction is not None
     assert (loaded.correction.thinking, loaded.correction.instruction) == ("last", "Again.")
-    assert loaded.model.can_think
+    assert loaded.model.quiet is not None
+    assert loaded.model.quiet.thought_depth == 2, "it is served as it was trained"
+
+
+def test_without_a_depth_a_thinking_model_does_not_think(tmp_path: Path) -> None:
+    base, out = tiny.save(tmp_path / "base"), tmp_path / "run"
+    flags = ["--base", str(base), "--tasks", "dial", "--depth", "0", "--instruction", "Again."]
+    assert score.main([*flags, "--out", str(out), *STEPS, *FEW]) == 0
+    correction = checkpoint.load(out).correction
+    assert correction is not None
+    assert correction.thinking == "none"
+
+
+def test_a_policy_is_judged_at_the_temperature_it_played_at(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    class Watched(ScoreTrainer):
+        def take_step(self, step: int) -> dict[str, float]:
+            found.append((self.policy.temperature, self._player.temperature))
+            return super().take_step(step)
+
+    monkeypatch.setattr(score, "ScoreTrainer", Watched)
+    flags = ["--base", str(base), "--out", str(tmp_path / "run"), "--temperature", "0.5", *STEPS, *FEW]
+    assert score.main(flags) == 0
+    assert set(found) == {(0.5, 0.5)}
 
 
 def test_adapters_are_merged_and_files_are_tasks(tmp_path: Path) -> None:
@@ -148,6 +175,8 @@ def test_the_second_turn_learns_what_is_rewarded_and_the_first_stays(
         (["--from-base", "2"], "--from-base is 2.0; it must be between 0 and 1"),
         (["--temperature", "0"], "--temperature is 0.0; it must be above 0"),
         (["--tasks", "chess"], "--tasks is chess; it must be among dial"),
+        (["--tasks", "dial", "dial"], "--tasks is dial dial; it must be each of them once"),
+        (["--stop", ""], "--stop is ; it must be texts that are not empty"),
         (["--depth", "4"], "--depth is 4; it must be 0: the base does not think"),
         (["--instruction", " "], "instruction is ' '; it must be a text that is not blank"),
         (["--quantization", "bnb-4bit"], "--quantization is bnb-4bit; it must be none, or there must be --lora"),
@@ -159,6 +188,11 @@ def test_arguments_that_cannot_be(
     assert score.main(["--base", str(base), "--out", str(tmp_path / "run"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not any(tmp_path.glob("run/*"))
+
+
+def test_two_attempts_must_fit_the_context(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score.main(["--base", str(base), "--out", str(tmp_path), "--max-tokens", "50000", *STEPS]) == 2
+    assert "the model's context has room for" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_an_error(base: Path, tmp_path: Path) -> None:

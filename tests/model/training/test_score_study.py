@@ -25,7 +25,7 @@ def test_every_row_is_measured_once_and_drawn(
     histories = {report["row"]: [line["step"] for line in report["history"]] for report in summary["rows"]}
     assert {report["row"] for report in summary["rows"] if "budget" in report} == {"score"}
     assert results.with_name("rows_budget.png").read_bytes().startswith(b"\x89PNG")
-    assert histories == {"base": [], "self-refine": [], "score": [5, 6], "star": [5, 6]}
+    assert histories == {"base": [], "self-refine": [], "score": [5, 6], "star": []}
     assert {"t1", "delta", "gap", "fix", "break", "edits"} <= summary["rows"][0]["corrected"].keys()
 
     def never(argv: list[str]) -> int:
@@ -35,3 +35,32 @@ def test_every_row_is_measured_once_and_drawn(
     monkeypatch.setattr(score, "main", never)
     assert score_study.main(flags) == 0
     assert json.loads(results.read_text()) == summary
+    capsys.readouterr()
+    assert score_study.main([*flags, "--n", "4"]) == 0
+    assert {report["n"] for report in json.loads(results.read_text())["rows"]} == {4}, (
+        "reports of other settings do not count"
+    )
+    assert score_study.main([*flags, "--score", "--lr 1"]) == 2
+    assert "--score is '--lr 1'; what is in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "0", "0"], "--seeds is 0 0; it must be each of them once"),
+        (["--n", "0"], "--n is 0; it must be 1 or more"),
+        (["--results", "/none/rows.json"], "--results /none/rows.json: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score_study.main(["--out", str(tmp_path / "study"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_part_that_fails_ends_the_study(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        score_study.main(["--out", str(tmp_path / "study"), "--attempts", "--steps 0"])
+    assert ended.value.code == 2

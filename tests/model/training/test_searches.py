@@ -1,5 +1,6 @@
 """Problems that are easier to check than to solve, and the documents of two attempts at them."""
 
+import itertools
 import random
 import re
 from pathlib import Path
@@ -35,7 +36,7 @@ def reaches_its_goal(name: str, facts: tuple[int, ...], attempt: str) -> bool:
     if name == "routes":
         state = facts[:3]
         for word in choices:
-            state = act(DEEDS[word], *state)
+            state = act(DEEDS[word], *state, 8)
         return state == facts[3:6]
     total = sum(n if sign == "+" else -n for sign, n in zip(choices, facts[:-1], strict=True))
     return (total - facts[-1]) % 11 == 0
@@ -168,6 +169,13 @@ def test_the_base_is_made_and_carries_its_instruction(tmp_path: Path, capsys: py
     assert "is an earlier run's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("family", SEARCHES)
+def test_there_are_problems_enough(family: str) -> None:
+    """Once Karel's routes were used up before the tokenizer was built, or 2,000 of them measured."""
+    for split, number in (("held_out", 2000), ("train", 3000)):
+        assert sum(1 for _ in itertools.islice(problems(split, (family,)), number)) == number  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -175,6 +183,7 @@ def test_the_base_is_made_and_carries_its_instruction(tmp_path: Path, capsys: py
         (["--foreign", "1.5"], "--foreign is 1.5; it must be between 0 and 1"),
         (["--random", "-1"], "--random is -1.0; it must be between 0 and 1"),
         (["--families", "dial"], "--families is dial; it must be among signed-sum, signed-sum-worded, routes"),
+        (["--instruction", " "], "instruction is ' '; it must be a text that is not blank"),
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
     ],

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 import tiny
-from quietserve.model import bundled, checkpoint
+from quietserve.model import bundled, checkpoint, drawing
 from quietserve.model.bundled import DEFAULT
 from quietserve.model.cache import Cache
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
 from quietserve.model.training.evaluation import evaluate as module
-from quietserve.model.training.evaluation import plot
 from quietserve.model.training.evaluation.evaluate import evaluate
 from quietserve.model.training.evaluation.family_items import draw_items
 from quietserve.model.training.tasks import EVERY, FAMILIES
@@ -104,7 +103,7 @@ def test_every_metric_over_every_kind_of_task(
         "1",
     ]
     flags += ["--tasks", FAMILY, str(GSM8K), str(COMMONSENSE), "--text", str(text), "--out", str(out)]
-    drawn = ["--png", str(png)] if plot.available() else []
+    drawn = ["--png", str(png)] if drawing.available() else []
     printed = json.loads(run(capsys, thinker, *flags, *drawn, "--json"))
     assert printed == json.loads(out.read_text())
     assert {file.name for file in tmp_path.iterdir()} <= {text.name, out.name, png.name}  # nothing is left aside
