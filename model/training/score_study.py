@@ -128,6 +128,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
     add("--results", type=Path, help="write every report here as one JSON file, and draw it beside: two pictures")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
-    add("--attempts", default="", metavar="FLAGS", help="in quotes: further flags of `train attempts`")
-    add("--score", default="", metavar="FLAGS", help="in quotes: further flags of `train score`")
+    add("--attempts", default="", metavar="FLAGS", help='further flags of `train attempts`, as --attempts="..."')
+    add("--score", default="", metavar="FLAGS", help='further flags of `train score`, as --score="..."')
     return parser

@@ -217,6 +217,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--problem-seed", type=int, default=1, help="draws other problems (%(default)s)")
     add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
-    add("--pretrain", default="", metavar="FLAGS", help="in quotes: further flags of `train pretrain`")
-    add("--quiet-star", default="", metavar="FLAGS", help="in quotes: further flags of `train quiet-star`")
+    add("--pretrain", default="", metavar="FLAGS", help='further flags of `train pretrain`, as --pretrain="..."')
+    add("--quiet-star", default="", metavar="FLAGS", help='further flags of `train quiet-star`, as --quiet-star="..."')
     return parser
