@@ -40,9 +40,9 @@ class Reference:
 
     def hidden(self, embeds_TH: Tensor) -> Tensor:
         """The last row's hidden state."""
-        with torch.no_grad():
-            return self.lm.base_model(inputs_embeds=embeds_TH[None], use_cache=False).last_hidden_state[0, -1]
+        return self.lm.base_model(inputs_embeds=embeds_TH[None], use_cache=False).last_hidden_state[0, -1]
 
+    @torch.no_grad()
     def step(self, tokens: list[int], params: SamplingParams, num_hidden: int = 0) -> Step:
         """Think after `tokens` and give the mixed logits of the next one; `num_hidden` tokens were thought before."""
         if params.thinking_token_budget is not None:

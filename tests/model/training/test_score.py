@@ -150,12 +150,16 @@ def test_the_second_turn_learns_what_is_rewarded_and_the_first_stays(
 
     monkeypatch.setattr(score, "ScoreTrainer", Eager)
     flags = ["--stage1-steps", "40", "--stage2-steps", "0", "--problems", "8", "--rollouts", "4", "--max-tokens", "4"]
-    flags += ["--lr", "3e-3", "--log-every", "1"]
-    assert score.main(["--base", str(base), "--out", str(tmp_path / "run"), *flags]) == 0
-    log = log_of(tmp_path / "run")
-    early, late = (sum(line["t2"] for line in part) / 5 for part in (log[:5], log[-5:]))
-    assert late > early + 0.2
-    assert log[-1]["kl1"] < log[-1]["kl2"]
+    flags += ["--lr", "3e-3", "--log-every", "1", "--beta1", "0.01"]
+    moved = {}
+    for beta2 in ("0", "1"):
+        out = tmp_path / beta2
+        assert score.main(["--base", str(base), "--out", str(out), *flags, "--beta2", beta2]) == 0
+        log = log_of(out)
+        early, late = (sum(line["t2"] for line in part) / 5 for part in (log[:5], log[-5:]))
+        assert late > early + 0.2
+        moved[beta2] = sum(line["kl1"] for line in log[-5:])
+    assert moved["1"] < moved["0"] / 4, "what the second turn learns reaches the first, but for its anchor"
 
 
 @pytest.mark.parametrize(
