@@ -5,7 +5,8 @@ from statistics import mean
 from typing import Any
 
 from ..drawing import open_pyplot
-from .score_table import cells_by_row
+from .score_table import vote_curves
+from .study_table import reports_by_row
 
 SMOOTHED = 8  # lines of the log in one point
 
@@ -13,18 +14,17 @@ SMOOTHED = 8  # lines of the log in one point
 def plot(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: both turns over training for every arm, fix and break rates, and how much of the first answer is kept."""
     pyplot = open_pyplot()
-    trained = list(dict.fromkeys(report["row"] for report in summary["rows"] if report["history"]))
+    trained = {row: found for row, found in reports_by_row(summary).items() if found[0]["history"]}
     columns = max(1, len(trained))
     figure, axes = pyplot.subplots(2, columns, figsize=(3 * columns, 6), squeeze=False, layout="constrained")
-    for row, (above, below) in zip(trained, axes.T, strict=False):
-        reports = [report for report in summary["rows"] if report["row"] == row]
+    for (row, reports), (above, below) in zip(trained.items(), axes.T, strict=False):
         for report in reports:
             steps, first, second = _smooth(report["history"])
             above.plot(steps, first, color="tab:blue", alpha=0.7)
             above.plot(steps, second, color="tab:orange", alpha=0.7)
         above.set(title=row, ylim=(0, 1), xlabel="update")
         above.grid(alpha=0.3)
-        _draw_edits(below, cells_by_row(summary)[row])
+        _draw_edits(below, [report["corrected"] for report in reports])
     axes[0][0].set_ylabel("accuracy: blue t1, orange t2")
     axes[1][0].set_ylabel("second answers")
     figure.savefig(file, dpi=110, format="png")
@@ -34,13 +34,12 @@ def plot(summary: dict[str, Any], file: Path) -> None:
 def plot_budget(summary: dict[str, Any], file: Path) -> None:
     """Write a PNG: accuracies of votes by the number of attempts that they took, for every row that voted."""
     pyplot = open_pyplot()
-    voting = list(dict.fromkeys(report["row"] for report in summary["rows"] if "budget" in report))
+    voting = vote_curves(reports_by_row(summary))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for number, row in enumerate(voting):
-        curves = [report["budget"]["curve"] for report in summary["rows"] if report["row"] == row]
-        attempts = [2 * point["k"] for point in curves[0]]
+    for number, (row, found) in enumerate(voting.items()):
+        attempts = [2 * point["k"] for point in found[0]]
         for how, style in (("parallel", "o--"), ("corrected", "s-")):
-            means = [mean(point[how]["value"] for point in points) for points in zip(*curves, strict=True)]
+            means = [mean(point[how]["value"] for point in points) for points in zip(*found, strict=True)]
             axes.plot(attempts, means, style, color=f"C{number}", label=f"{row}, {how}")
     axes.set_xscale("log", base=2)
     axes.set(xlabel="attempts a problem", ylabel="accuracy of their vote", ylim=(0, 1))

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...drawing import open_pyplot
 
-_STYLES = {"generated": "o-", "scored": "s--", "maj": "^:"}
+_STYLES = {"generated": "o-", "scored": "s--", "maj": "^:", "corrected": "D-."}
 
 
 def plot(report: dict[str, Any], file: Path) -> None:

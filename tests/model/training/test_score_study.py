@@ -21,6 +21,10 @@ def test_every_row_is_measured_once_and_drawn(
     table, summary = capsys.readouterr().out, json.loads(results.read_text())
     assert [report["row"] for report in summary["rows"]] == rows
     assert all(f"| {row} (1) |" in table for row in rows)
+    assert [line[: line.index(" (")] for line in table.splitlines() if "answers (" in line or "ones (" in line] == [
+        "| score, first answers",
+        "| score, corrected ones",
+    ]
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     histories = {report["row"]: [line["step"] for line in report["history"]] for report in summary["rows"]}
     assert {report["row"] for report in summary["rows"] if "budget" in report} == {"score"}
