@@ -47,6 +47,7 @@ from .tasks import EVERY, draw
 from .tasks.files import read_items
 from .tasks.item import Item, Wording
 from .thinker import checkpoint_gradients
+from .trained import twin
 
 # What they are if not given: as published, but for beta1. With the paper's, first answers grow alike (docs/self_correction.md).
 KNOBS = {"alpha": 10.0, "beta1": 0.3, "beta2": 0.1, "gamma": 1.0}
@@ -95,16 +96,18 @@ def train(args: argparse.Namespace) -> None:
     processes = Processes(args.precision, args.shard, args.cpu)
     require_even(args, "problems", processes.size)
     device = str(processes.device)
-    loaded, reference = (checkpoint.load(args.base, args.dtype, device, args.quantization) for _ in range(2))
+    loaded = checkpoint.load(args.base, args.dtype, device, args.quantization)
+    config = _learning(args)
+    reference = twin(loaded.model, config.lora)
     if args.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
     looping = LoopConfig(
         args.stage1_steps + args.stage2_steps, args.seed, args.clip, args.log_every, args.save_every, args.tensorboard
     )
     trainer = ScoreTrainer(
-        _learning(args),
+        config,
         loaded,
-        reference.model,
+        reference,
         _player(args, loaded),
         source(args.tasks),
         looping,

@@ -55,7 +55,7 @@ class ScoreTrainer:
     Args:
         config: how it learns.
         loaded: the model that learns.
-        reference: the base, which does not.
+        reference: the base, a `twin` of it, which does not.
         player: makes the attempts.
         draw: problems of a step.
         looping: how long, and what is kept.
@@ -76,7 +76,7 @@ class ScoreTrainer:
         folder: Path,
         recipe: dict[str, object],
     ) -> None:
-        self._config, self._loaded, self._reference = config, loaded, reference.eval().requires_grad_(False)
+        self._config, self._loaded, self._reference = config, loaded, reference
         self._player, self._draw, self._looping, self._processes = player, draw, looping, processes
         self._folder = folder
         choose_what_learns(loaded.model, config.lora, player.thinks)

@@ -1,5 +1,6 @@
 """What of a model learns, and what training leaves: a checkpoint that is served as it is."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..quiet_model import QuietModel
 from .lora import Lora, merge
+
+
+def twin(model: QuietModel, lora: Lora | None) -> QuietModel:
+    """A copy that stays as it is; adapters leave the language model alone, so with them both hold the same weights of that."""
+    lm = model.backbone
+    shared = [*lm.parameters(), *lm.buffers()] if lora else []
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared}).eval().requires_grad_(False)
 
 
 def choose_what_learns(model: QuietModel, lora: Lora | None, thinking: bool = True) -> None:

@@ -127,11 +127,22 @@ def test_a_policy_is_judged_at_the_temperature_it_played_at(
     assert set(found) == {(0.5, 0.5)}
 
 
-def test_adapters_are_merged_and_files_are_tasks(tmp_path: Path) -> None:
+def test_adapters_are_merged_and_files_are_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are measured from is the same weights without them: a large model need not be held twice."""
+    held = []
+
+    class Watched(ScoreTrainer):
+        def save(self) -> None:
+            models = (self._reference, self._loaded.model)
+            held.extend({p.data_ptr() for p in model.backbone.parameters()} for model in models)
+            super().save()
+
+    monkeypatch.setattr(score, "ScoreTrainer", Watched)
     base, out, file = tiny.save(tmp_path / "base", quiet=None), tmp_path / "run", tmp_path / "gsm.jsonl"
     file.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
     flags = ["--base", str(base), "--tasks", str(file), "--lora", "2", "--divergence", "sampled"]
     assert score.main([*flags, "--out", str(out), *STEPS, *FEW]) == 0
+    assert held[0] < held[1]
     assert (out / "adapter").is_dir()
     assert checkpoint.load(out).model.backbone.vocab_size == 259
 
