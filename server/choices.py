@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..model.tokens import TextStream
+from .ballots import Answer
 from .replies import (
     ChatChoice,
     ChatChunk,
@@ -25,10 +26,12 @@ from .replies import (
     TopLogprob,
     Usage,
     UsageDetails,
+    VotingReply,
 )
-from .runs import Answer, Run
+from .runs import Run
 from .scheduler import Ticket
 from .schemas import ChatRequest, CompletionRequest
+from .votes import describe_ballot, describe_group
 
 if TYPE_CHECKING:
     from ..model.progress import Generation, Progress, Token
@@ -101,7 +104,15 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
     def ending(self) -> dict[str, Any]:
         """What a reply says of the whole request."""
         warnings = [f"{name} is not a parameter of this server and was ignored" for name in self.request.ignored()]
-        return {"metrics": timings(self.run.tickets), **({"warnings": warnings} if warnings else {})}
+        return {
+            "metrics": timings(self.run.tickets),
+            **self._voting(),
+            **({"warnings": warnings} if warnings else {}),
+        }
+
+    def _voting(self) -> dict[str, VotingReply]:
+        voting, ballots = self.run.plan.voting, self.run.ballots
+        return {"voting": describe_ballot(ballots[0], voting, self.request.return_samples)} if voting else {}
 
     def chunk_fields(self) -> dict[str, Any]:
         """What an event says beside its choice: the usage so far, where it was asked for; at the end, all the rest."""
@@ -122,6 +133,8 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
             fields["token_ids"] = [token.id for token in decided.tokens]
         if self.request.self_correction_turns and decided.finish_reason:
             fields["self_correction"] = self._correction(self.run.ticket_of(index))
+        if self.run.plan.voting and (group := self.run.group_of(index)):
+            fields["vote"] = describe_group(group, self.run.plan.voting.strategy)
         return fields
 
     def reasoning(self, index: int, decided: "Decided") -> dict[str, Any]:

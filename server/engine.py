@@ -14,6 +14,7 @@ from ..model.decode import Decoder, is_out_of_memory
 from ..model.progress import Counts, Progress
 from ..model.quiet_model import QuietModel
 from ..model.tokens import Tokens
+from ..model.voting import Verdict
 from .scheduler import Attempt, EngineClosedError, EngineError, Scheduler, Ticket
 
 logger = logging.getLogger("quietserve")
@@ -47,6 +48,10 @@ class Observer(Protocol):
 
     def judged(self, ticket: Ticket) -> None:
         """A contested one has ended, and it is known whether its answer is returned; called exactly once."""
+        ...
+
+    def voted(self, strategy: str, verdict: Verdict) -> None:
+        """The answers to a prompt have voted."""
         ...
 
     def out_of_memory(self, times: int) -> None:
@@ -200,6 +205,11 @@ class Engine:
                 ticket.kept = kept
                 if ticket.finish_reason:
                     self._observer.judged(ticket)
+
+    def voted(self, strategy: str, verdict: Verdict) -> None:
+        """Say how the answers to a prompt voted."""
+        with self._work:
+            self._observer.voted(strategy, verdict)
 
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
         """What was decided, as it is; ends behind a Progress with a finish reason. Raises EngineError."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +17,7 @@ from prometheus_client import (
 )
 
 from ..model.progress import Counts
+from ..model.voting import Strategy, Verdict
 from .errors import ApiError
 from .scheduler import Ticket
 from .vllm_metrics import VllmNames
@@ -49,6 +51,7 @@ _SECONDS = (
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _DEPTHS = (0, 1, 2, 4, 8, 12, 16, 24, 32, 64)
 _RATIOS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 9, 13, 17, 33, 65)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 disable_created_metrics()
@@ -72,6 +75,7 @@ class Metrics:
         self._counted: dict[int, _Counted] = {}  # what has been counted so far, by running ticket
         self._describe_requests()
         self._describe_corrections()
+        self._describe_votes()
         self._describe_tokens()
         self._describe_server()
 
@@ -119,7 +123,8 @@ class Metrics:
             if seconds is not None:
                 histogram.labels(self._model, _thinking(ticket)).observe(seconds)
         corrects = "on" if ticket.attempt.draft_params else "off"
-        self._e2e.labels(self._model, _thinking(ticket), corrects).observe(timing.total or 0.0)
+        e2e = self._e2e.labels(self._model, _thinking(ticket), corrects, ticket.attempt.voting)
+        e2e.observe(timing.total or 0.0)
         self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
         self._output_length.labels(self._model).observe(ticket.num_output_tokens)
         self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
@@ -134,6 +139,12 @@ class Metrics:
     def judged(self, ticket: Ticket) -> None:
         """It is known of a contested ticket that has ended whether its answer is returned."""
         self._tokens.labels(self._model, "visible" if ticket.kept else "discarded").inc(ticket.num_output_tokens)
+
+    def voted(self, strategy: str, verdict: Verdict) -> None:
+        """The answers to a prompt have voted."""
+        outcome = "tie" if verdict.tie else "decided" if verdict.groups else "no_answer"
+        self._votes.labels(self._model, strategy, outcome).inc()
+        self._agreement.labels(self._model).observe(verdict.agreement)
 
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for forwards."""
@@ -170,7 +181,9 @@ class Metrics:
             "time_to_first_output_token_seconds", "From submission to the first visible token."
         )
         self._inter_token = self._seconds("inter_token_latency_seconds", "Between one visible token and the next.")
-        self._e2e = self._seconds("e2e_request_latency_seconds", "From submission to the end.", "self_correction")
+        self._e2e = self._seconds(
+            "e2e_request_latency_seconds", "From submission to the end.", "self_correction", "voting"
+        )
         self._queue_time = self._seconds("request_queue_time_seconds", "From submission to a slot.")
         self._prefill_time = self._seconds("request_prefill_time_seconds", "From a slot to the prompt's last token.")
         self._decode_time = self._seconds("request_decode_time_seconds", "From the prompt's last token to the end.")
@@ -182,7 +195,9 @@ class Metrics:
         self._rejected = self._counter("requests_rejected_total", "Requests that were refused.", "reason")
         self._cancelled = self._counter("cancelled_requests_total", "Requests whose client left.", "phase")
         # A counter that is not there before it counts hides its first event from every rate.
-        for endpoint, reason in product(("completions", "chat"), ("stop", "length", "abort", "timeout", "error")):
+        for endpoint, reason in product(
+            ("completions", "chat"), ("stop", "length", "abort", "timeout", "outvoted", "error")
+        ):
             self._finished.labels(self._model, endpoint, reason)
         for reason in ("queue_full", "draining", "out_of_memory", "request_timeout"):
             self._rejected.labels(self._model, reason)
@@ -196,6 +211,14 @@ class Metrics:
         self._corrections = self._counter("self_correction_total", "Answers that were corrected to the end.", "outcome")
         for outcome in ("changed", "kept"):
             self._corrections.labels(self._model, outcome)
+
+    def _describe_votes(self) -> None:
+        self._agreement = self._histogram(
+            "voting_agreement_ratio", "Share of the answers to a prompt that give the one that won.", _SHARES
+        )
+        self._votes = self._counter("voting_total", "Prompts whose answers voted.", "strategy", "outcome")
+        for strategy, outcome in product(get_args(Strategy), ("decided", "tie", "no_answer")):
+            self._votes.labels(self._model, strategy, outcome)
 
     def _describe_tokens(self) -> None:
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)

@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..model.answers import finder
 from ..model.config import SamplingParams
 from ..model.correction import CorrectionConfig, bridge
 from ..model.tokens import PromptError
+from ..model.voting import SELF_RANKERS
+from .ballots import Voting
 from .errors import ContextLengthError, InvalidRequestError
-from .runs import GenerationRequest, Plan, Prompt, Run
+from .runs import GenerationRequest, Plan, Prompt, Run, is_contested
 from .scheduler import Attempt, EngineClosedError
-from .schemas import ChatRequest, CompletionRequest, Message
+from .schemas import DEFAULT_PATTERN, ChatRequest, CompletionRequest, Message
 
 if TYPE_CHECKING:
     from ..model.tokens import Tokens
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 EFFORT_DEPTHS = {"none": 0, "minimal": 1, "low": 2, "medium": 4, "high": 8, "xhigh": 12}
 DEFAULT_COMPLETION_TOKENS = 16
+DEFAULT_RANKER = "min_logprob"
 DEFAULT_THRESHOLD = 0.3  # nats: in the pilots no argmax changed where the base was surer than this
 
 
@@ -89,7 +93,17 @@ class Pipeline:
             )
         attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt, between, request_id)]
         limits = [limit for limit in (request.timeout_s, self._timeout_s) if limit is not None]
-        return Plan(request, prompts, attempts, min(limits, default=None))
+        return Plan(request, prompts, attempts, min(limits, default=None), self._voting(request))
+
+    def _voting(self, request: GenerationRequest) -> Voting | None:
+        if request.voting == "none":
+            return None
+        ranker = (request.ranker or DEFAULT_RANKER) if request.voting == "ranker" else None
+        if ranker and ranker not in SELF_RANKERS:
+            known = ", ".join(SELF_RANKERS)
+            raise InvalidRequestError(f"ranker is {ranker[:50]!r}; this server has {known}.", param="ranker")
+        may_stop = request.voting == "majority" and request.n == 1 and not request.return_samples
+        return Voting(request.voting, finder(request.answer_pattern or DEFAULT_PATTERN), ranker, may_stop)
 
     def _prompts(self, request: GenerationRequest) -> Iterable[Prompt]:
         tokens = self.engine.tokens
@@ -130,13 +144,21 @@ class Pipeline:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         endpoint = "chat" if isinstance(request, ChatRequest) else "completions"
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        contested, turns = request.num_samples > request.n, self._turns(request, prompt, between)
+        contested, turns = is_contested(request), self._turns(request, prompt, between)
         if contested:
             _check_random(turns)
         for sample in range(request.num_samples):
             *drafts, last = (replace(how, seed=attempt_seed(seed, sample, turn)) for turn, how in enumerate(turns))
             yield Attempt(
-                prompt.ids, last, endpoint, request_id, request.num_samples, contested, tuple(drafts), between
+                prompt.ids,
+                last,
+                endpoint,
+                request_id,
+                request.num_samples,
+                contested,
+                tuple(drafts),
+                between,
+                request.voting,
             )
 
     def _turns(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> list[SamplingParams]:
@@ -170,7 +192,7 @@ class Pipeline:
             stop=request.stops,
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
-            logprobs=0 if request.num_samples > request.n and request.num_logprobs is None else request.num_logprobs,
+            logprobs=0 if is_contested(request) and request.num_logprobs is None else request.num_logprobs,
             prompt_logprobs=_prompt_logprobs(request),
             **self._thinking(request),
         )

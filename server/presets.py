@@ -20,6 +20,7 @@ FIELDS = GenerationRequest.model_fields.keys() - {"model", "stream", "stream_opt
 # Ways to say the same thing: a request that uses one is not to find the preset's word for it in another.
 _LIMITS = {"max_tokens", "max_completion_tokens"}
 _DEPTHS = {"thought_depth", "reasoning_effort", "chat_template_kwargs"}
+_VOTING = {"voting", "ranker", "answer_pattern", "return_samples"}
 _CORRECTION = {"self_correction_turns", "self_correction_prompt", "return_drafts"}
 
 
@@ -64,7 +65,11 @@ def _overruled(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]
         overruled |= {"prompt_logprobs"}
     more = isinstance(n := body.get("n"), int) and n > defaults.get("best_of", n)
     if more or 0 in (body.get("temperature"), body.get("max_tokens")):
-        overruled |= {"best_of"}  # there would be fewer answers than are to be returned, or all the same
+        overruled |= {"best_of"} | _VOTING  # there would be fewer answers than are to be returned, or all the same
+    if body.get("best_of") == 1 or body.get("voting") == "none":
+        overruled |= _VOTING
+    elif "voting" in said and body["voting"] != "ranker":
+        overruled |= {"ranker"}
     return overruled
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from ..model.voting import Strategy
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -88,6 +90,41 @@ class SelfCorrection(BaseModel):
     turns: list[DraftReply] = []  # but the last
 
 
+class GroupReply(BaseModel):
+    """Those who gave one answer."""
+
+    answer: str
+    count: int
+    weight: float  # share of all weight that was cast
+    score: float | None = None  # a ranker's, of the one that speaks for them
+    sample_indices: list[int]  # the one that speaks for them first
+
+
+class SampleReply(BaseModel):
+    """One that voted."""
+
+    index: int
+    answer: str | None
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+    mean_logprob: float | None
+    score: float | None = None
+
+
+class VotingReply(BaseModel):
+    """A vote; the winner's group first."""
+
+    strategy: Strategy
+    ranker: str | None = None
+    num_samples: int  # that ended: fewer than were asked for where the rest could not change the winner
+    num_valid: int  # that had an answer
+    agreement: float  # share of those who gave the one that won
+    tie: bool
+    groups: list[GroupReply]
+    samples: list[SampleReply] = []
+
+
 # A field with a default is one that only some requests ask for.
 class _Choice(BaseModel):
     index: int
@@ -95,6 +132,7 @@ class _Choice(BaseModel):
     thoughts: list[ThoughtReply] = []
     token_ids: list[int] = []
     self_correction: SelfCorrection | None = None
+    vote: GroupReply | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -127,6 +165,7 @@ class CompletionReply(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     metrics: Timings = Timings()
+    voting: VotingReply | None = None
     warnings: list[str] = []
 
 
@@ -185,6 +224,7 @@ class ChatReply(BaseModel):
     prompt_token_ids: list[int] = []
     prompt_logprobs: list[dict[str, PromptLogprob] | None] = []
     metrics: Timings = Timings()
+    voting: VotingReply | None = None
     warnings: list[str] = []
 
 
@@ -199,6 +239,7 @@ class ChatChunk(BaseModel):
     usage: Usage | None = None
     prompt_token_ids: list[int] = []
     metrics: Timings = Timings()
+    voting: VotingReply | None = None
     warnings: list[str] = []
 
 

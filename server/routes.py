@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from ..model.voting import SELF_RANKERS
 from .choices import ChatWriter, CompletionWriter, Writer
 from .errors import NotFoundError, UnavailableError
 from .metrics import CONTENT_TYPE
@@ -23,11 +24,13 @@ from .replies import (
     ModelList,
     ModelReply,
     TokenizeReply,
+    VotingReply,
 )
 from .runs import GenerationRequest
-from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, VoteRequest
 from .service import Service
 from .streaming import EventStream, unless_disconnected
+from .votes import count
 
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -89,6 +92,13 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
                 run.cancel()
             return CancelReply(id=own_id)
     raise NotFoundError("No request of this id is running.")
+
+
+@router.post("/v1/vote", response_model_exclude_unset=True)
+def vote(body: VoteRequest, request: Request) -> VotingReply:
+    """Count the votes of answers that a client has; nothing is generated."""
+    _service(request).check_name(body.model)
+    return count(body)
 
 
 @router.post("/tokenize")  # plain functions run on a thread of their own: a long text holds nobody up
@@ -200,7 +210,7 @@ def _describe_model(request: Request, name: str) -> ModelReply:
         thinking=engine.max_thought_depth > 0,
         max_thought_depth=engine.max_thought_depth,
         self_correction=limits["self_correction_turns"] > 0,
-        rankers=[],
+        rankers=list(SELF_RANKERS),
         probes=[],
     )
     return ModelReply(

@@ -1,18 +1,18 @@
 """A request that the engine works on: its attempts' progress comes back as the progress of its choices."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from .ballots import OUTVOTED, Answer, Ballot, Standing, Voting
 from .errors import RequestTimeoutError
 from .scheduler import Attempt, Ticket
 from .schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from ..model.progress import Progress, Token
+    from ..model.progress import Progress
+    from ..model.voting import Group
     from .engine import Engine
 
 GenerationRequest = CompletionRequest | ChatRequest
@@ -34,6 +34,7 @@ class Plan:
     prompts: list[Prompt]
     attempts: list[Attempt]
     timeout_s: float | None = None
+    voting: Voting | None = None
 
     @property
     def request_id(self) -> str:
@@ -47,34 +48,17 @@ class Plan:
 
     @property
     def contested(self) -> bool:
-        """More answers are drawn than are returned: none is certain before all have ended."""
-        return self.request.num_samples > self.request.n
+        """More answers are drawn than are returned, or they vote: none is certain before all have ended."""
+        return is_contested(self.request)
 
     def prompt_of(self, choice: int) -> Prompt:
         """The prompt that a choice continues."""
         return self.prompts[choice // self.request.n]
 
 
-@dataclass
-class Answer:
-    """The progress of one attempt, joined."""
-
-    text: str = ""
-    tokens: "list[Token]" = field(default_factory=list)
-    prompt: "list[Token]" = field(default_factory=list)
-    finish_reason: str | None = None
-
-    def add(self, progress: "Progress | Answer") -> None:
-        """Append what one step decided."""
-        self.text += progress.text
-        self.tokens += progress.tokens
-        self.prompt += progress.prompt
-        self.finish_reason = progress.finish_reason
-
-    @property
-    def score(self) -> float:
-        """Mean log-probability of its tokens; one that never began is the worst."""
-        return fmean(token.logprob or 0.0 for token in self.tokens) if self.tokens else -math.inf
+def is_contested(request: GenerationRequest) -> bool:
+    """Which answers are returned, and in what order, is known when all have ended."""
+    return request.num_samples > request.n or request.voting != "none"
 
 
 class Run:
@@ -98,7 +82,9 @@ class Run:
         self._engine, self._running, self._deadline = engine, running, deadline
         self._reason = "abort"  # of what is cancelled
         self.tickets: list[Ticket] = []
+        self.ballots = [Ballot(plan.request.num_samples, plan.voting) for _ in plan.prompts if plan.contested]
         self._chosen = list(range(plan.num_choices))  # the attempt of each choice
+        self._groups: list[Group | None] = []  # those that agree with each choice
         self._arrived: asyncio.Queue[tuple[int, Progress] | Exception] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
@@ -110,6 +96,10 @@ class Run:
     def ticket_of(self, choice: int) -> Ticket:
         """The ticket of a choice that has ended."""
         return self.tickets[self._chosen[choice]]
+
+    def group_of(self, choice: int) -> "Group | None":
+        """Who voted for the answer of a choice; None where it has none."""
+        return self._groups[choice]
 
     def submit(self) -> None:
         """Queue it; enter it next, or nobody reads what is decided. Raises QueueFullError and EngineClosedError."""
@@ -148,21 +138,23 @@ class Run:
             "finish_reason": ",".join(reasons),
         }
 
-    async def progress(self) -> "AsyncIterator[tuple[int, Progress | Answer]]":
-        """What is decided, when it is decided, with the index of its choice.
+    async def progress(self) -> "AsyncIterator[tuple[int, Progress | Answer] | Standing]":
+        """What is decided, when it is decided, with the index of its choice; before, how far a contest has got.
 
         Raises EngineError, and RequestTimeoutError when the time is up.
         """
         decided = self._contest() if self.plan.contested else self._attempts()
-        async for choice, progress in decided:
-            self.num_unfinished -= progress.finish_reason is not None
-            yield choice, progress
+        async for news in decided:
+            if not isinstance(news, Standing):
+                self.num_unfinished -= news[1].finish_reason is not None
+            yield news
 
     async def answers(self) -> list[Answer]:
         """Every choice, when all have ended. Raises what `progress` does."""
         answers = [Answer() for _ in range(self.plan.num_choices)]
-        async for choice, progress in self.progress():
-            answers[choice].add(progress)
+        async for news in self.progress():
+            if not isinstance(news, Standing):
+                answers[news[0]].add(news[1])
         return answers
 
     async def _attempts(self) -> "AsyncIterator[tuple[int, Progress]]":
@@ -179,21 +171,38 @@ class Run:
             running -= progress.finish_reason is not None
             yield arrived
 
-    async def _contest(self) -> AsyncIterator[tuple[int, Answer]]:
-        """The likeliest answers to each prompt, best first, when all have ended."""
-        answers = [Answer() for _ in self.tickets]
+    async def _contest(self) -> AsyncIterator[tuple[int, Answer] | Standing]:
+        """The answers to each prompt that are returned, best first, when all have ended."""
+        request = self.plan.request
         async for attempt, progress in self._attempts():
-            answers[attempt].add(progress)
-        size, request = self.plan.request.num_samples, self.plan.request
-        chosen = self._chosen = []
-        for first in range(0, len(answers), size):
-            ranked = sorted(range(first, first + size), key=lambda attempt: -answers[attempt].score)
-            chosen += ranked[: request.n]
-        for attempt in chosen:
+            number, index = divmod(attempt, request.num_samples)
+            ballot = self.ballots[number]
+            ballot.answers[index].add(progress)
+            if progress.finish_reason:
+                await asyncio.to_thread(ballot.cast, index)  # a client's expression may take its time
+                if ballot.is_settled:
+                    self.cancel(OUTVOTED)
+                yield ballot.standing()
+        chosen = [
+            (number * request.num_samples + index, group)
+            for number, ballot in enumerate(self.ballots)
+            for index, group in ballot.ranking()[: request.n]
+        ]
+        self._chosen, self._groups = [attempt for attempt, _ in chosen], [group for _, group in chosen]
+        returned = [self.ballots[i // request.num_samples].answers[i % request.num_samples] for i in self._chosen]
+        self.num_discarded_tokens = self.num_visible_tokens - sum(len(answer.tokens) for answer in returned)
+        self._report()
+        for choice, answer in enumerate(returned):
+            yield choice, answer
+
+    def _report(self) -> None:
+        """Enter into the books what is returned, and how they voted."""
+        for attempt in self._chosen:
             self._engine.judge(self.tickets[attempt], kept=True)
-        self.num_discarded_tokens = self.num_visible_tokens - sum(len(answers[attempt].tokens) for attempt in chosen)
-        for choice, attempt in enumerate(chosen):
-            yield choice, answers[attempt]
+        if self.plan.voting:
+            for ballot in self.ballots:
+                assert ballot.verdict is not None, "all of them have voted"
+                self._engine.voted(self.plan.voting.strategy, ballot.verdict)
 
     async def _next(self) -> "tuple[int, Progress] | Exception":
         try:

@@ -40,6 +40,7 @@ class Attempt:
     contested: bool = False  # whether its answer is returned is decided when it has ended
     draft_params: tuple[SamplingParams, ...] = ()  # of the turns before the last, whose are `params`
     bridge: tuple[int, ...] = ()  # ids between the turns
+    voting: str = "none"  # how it and the others to its prompt vote, for the metrics
 
 
 @dataclass
@@ -112,8 +113,8 @@ class Ticket:
     number: int = field(default_factory=lambda: next(_numbers))
     timing: Timing = field(default_factory=Timing)
     slot: int | None = None
-    cancelled: str | None = None  # the finish reason that it is to get: "abort" or "timeout"
-    finish_reason: str | None = None  # "stop", "length", "abort", "timeout" or "error"
+    cancelled: str | None = None  # the finish reason that it is to get: "abort", "timeout" or "outvoted"
+    finish_reason: str | None = None  # "stop", "length", "abort", "timeout", "outvoted" or "error"
     kept: bool | None = None  # a contested one's answer is returned; None: not decided
     drafts: list[Generation] = field(default_factory=list)  # of the turns that have been corrected, or are just now
     answer: Generation = field(default_factory=Generation)  # of the turn that runs, where there are several

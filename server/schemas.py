@@ -4,6 +4,7 @@ import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
+from ..model.answers import finder
+from ..model.voting import Strategy
+
 MAX_CHOICES = 1024  # of one prompt; a server allows fewer
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -26,13 +30,14 @@ MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
 MAX_UNKNOWN = 64  # fields; each is compared with all that we know
 MAX_COUNT = 2**31 - 1  # of anything
+DEFAULT_PATTERN = "full_text"  # of answers that vote
 
 _NEAR = 0.81  # likeness from which a key that we do not know is taken for a slip of the pen
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def _invalid(message: str, param: str) -> PydanticCustomError:
+def _invalid(message: str, param: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("invalid_value", "{message}", {"message": message, "param": param})
 
 
@@ -72,6 +77,14 @@ def _whole_members(value: Any) -> Any:
     """The same for a list of ids, or a list of those."""
     nested = isinstance(value, list) and any(isinstance(member, list) for member in value)
     return [_whole_ids(member) for member in value] if nested else _whole_ids(value)
+
+
+def _checked_pattern(pattern: str) -> str:
+    try:
+        finder(pattern)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
+    return pattern
 
 
 _Members = BeforeValidator(_whole_members)
@@ -191,6 +204,7 @@ _Metadata = Annotated[
     _wanted("a map of at most 16 strings"),
 ]
 _Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]
+_Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_pattern)]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -246,10 +260,11 @@ class GenerationRequest(Body):
     self_correction_prompt: _Instruction | None = None
     return_drafts: bool = False
 
-    voting: Annotated[Any, _Only("none")] = None
-    ranker: Annotated[Any, _Only()] = None
-    answer_pattern: Annotated[Any, _Only()] = None
-    return_samples: Annotated[Any, _Only(False)] = None
+    voting: Literal["none", "majority", "likelihood", "ranker"] = "none"
+    ranker: str | None = None
+    answer_pattern: _Pattern | None = None
+    return_samples: bool = False
+
     probes: Annotated[Any, _Only([])] = None
     response_format: Annotated[Any, _Only({"type": "text"})] = None
     tools: Annotated[Any, _Only([])] = None
@@ -277,6 +292,18 @@ class GenerationRequest(Body):
             raise _invalid("only a request with self_correction_turns has one", "self_correction_prompt")
         if self.self_correction_turns and self.prompt_logprobs is not None:
             raise _invalid("a request with self_correction_turns cannot carry prompt_logprobs", "prompt_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_voting(self) -> Self:
+        if self.voting == "none":
+            for name in ("ranker", "answer_pattern", "return_samples"):
+                if getattr(self, name):
+                    raise _invalid("only a request with voting has one", name)
+        elif (self.best_of or 1) < 2:
+            raise _invalid(f"voting is {self.voting!r}: best_of, the answers that vote, must be 2 or more", "best_of")
+        if self.ranker and self.voting != "ranker":
+            raise _invalid("only voting 'ranker' has one", "ranker")
         return self
 
     @property
@@ -316,6 +343,8 @@ class CompletionRequest(GenerationRequest):
             raise _invalid("0 tokens can be asked for only with echo", "max_tokens")
         if self.self_correction_turns and self.echo:
             raise _invalid("a request with self_correction_turns cannot echo its prompt", "echo")
+        if self.voting != "none" and len(self.prompts) > 1:
+            raise _invalid("a request with voting has one prompt", "prompt")
         return self
 
     @property
@@ -404,3 +433,34 @@ class DetokenizeRequest(Body):
 
     model: str | None = None
     tokens: Annotated[list[_TokenId], _Members]
+
+
+class VoteCandidate(Body):
+    """An answer that votes."""
+
+    text: str
+    logprob: float | None = Field(None, le=0)  # of all its tokens
+    score: float | None = Field(None, ge=0, le=1)
+
+
+_Candidate = Annotated[
+    VoteCandidate,
+    BeforeValidator(lambda given: {"text": given} if isinstance(given, str) else given, str | VoteCandidate),
+]
+
+
+class VoteRequest(Body):
+    """POST /v1/vote: answers that somebody has."""
+
+    model: str | None = None
+    candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=MAX_CHOICES)]
+    voting: Strategy = "majority"
+    answer_pattern: _Pattern | None = None
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        needed = {"majority": None, "likelihood": "logprob", "ranker": "score"}[self.voting]
+        for number, candidate in enumerate(self.candidates):
+            if needed and getattr(candidate, needed) is None:
+                raise _invalid(f"voting is {self.voting!r}: candidate {number} must have a {needed}", "candidates")
+        return self

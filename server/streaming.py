@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .ballots import Standing
 from .choices import Writer
 from .errors import EXPECTED, as_api_error, error_reply
 from .metrics import Metrics
@@ -50,8 +51,10 @@ class EventStream(Response):
 async def events(writer: Writer[Any, Any, Any], metrics: Metrics) -> AsyncIterator[bytes]:
     """One event for each thing to tell; the usage where it was asked for, or an error; then the end of the stream."""
     try:
-        async for choice, decided in writer.run.progress():
-            if chunk := writer.chunk(choice, decided):
+        async for news in writer.run.progress():
+            if isinstance(news, Standing):
+                yield f": {news}\n\n".encode()  # a comment: a client that knows only answers passes it over
+            elif chunk := writer.chunk(*news):
                 yield _event(chunk)
         if writer.request.include_usage:
             yield _event(writer.usage_chunk())

@@ -18,10 +18,12 @@ import pytest
 
 import tiny
 from quietserve.model import checkpoint
+from quietserve.model.answers import normalise
 from quietserve.model.bundled import DEFAULT
 from quietserve.model.training.evaluation.corrected import make_player
 from quietserve.model.training.evaluation.evaluation import Evaluation
 from quietserve.model.training.evaluation.family_items import draw_items
+from quietserve.model.voting import Candidate, vote
 from quietserve.server.__main__ import main as serve
 from serving import COMMAND, ENVIRONMENT, serving
 
@@ -198,20 +200,46 @@ def test_a_port_that_is_taken(url: str) -> None:
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
-def test_corrections_over_http_are_those_that_were_trained() -> None:
+@pytest.fixture(scope="module")
+def corrector() -> Iterator[httpx.Client]:
+    with serving(CORRECTOR) as address, httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+def test_corrections_over_http_are_those_that_were_trained(corrector: httpx.Client) -> None:
     """The bundled corrector's two turns, `==` to the attempts its training made and measured; and they are corrections."""
     loaded, items = checkpoint.load(CORRECTOR), draw_items("signed-sum", 48, seed=5)
     player = make_player(Evaluation(loaded), items, temperature=0.0, depth=0)
     episodes = player.play(items, [0] * len(items), loaded.model)
     body = {"temperature": 0, "max_tokens": player.max_tokens, "self_correction_turns": 1, "return_drafts": True}
-    with serving(CORRECTOR) as address, httpx.Client(base_url=address, timeout=60) as client:
-        for item, episode in zip(items, episodes, strict=True):
-            reply = client.post("/v1/completions", json=body | {"prompt": item.prompt})
-            (choice,) = reply.json()["choices"]
-            drafts = [turn["text"] for turn in choice["self_correction"]["turns"]]
-            assert [*drafts, choice["text"]] == [turn.answer.text for turn in episode.turns]
+    for item, episode in zip(items, episodes, strict=True):
+        reply = corrector.post("/v1/completions", json=body | {"prompt": item.prompt})
+        (choice,) = reply.json()["choices"]
+        drafts = [turn["text"] for turn in choice["self_correction"]["turns"]]
+        assert [*drafts, choice["text"]] == [turn.answer.text for turn in episode.turns]
     first, second = (sum(episode.turns[turn].right for episode in episodes) for turn in (0, 1))
     assert second > first + 4
+
+
+def test_votes_over_http_are_those_of_the_same_answers(corrector: httpx.Client) -> None:
+    """Each answer is corrected before it votes; the vote is better than an answer, and the same wherever it is counted."""
+    items, single, voted = draw_items("signed-sum", 40, seed=6), 0, 0
+    asked = {"max_tokens": 16, "self_correction_turns": 1, "best_of": 12, "voting": "majority"}
+    for seed, item in enumerate(items):
+        body = asked | {"prompt": item.prompt, "seed": seed}
+        whole = corrector.post("/v1/completions", json=body | {"return_samples": True}).json()
+        texts = [sample["text"] for sample in whole["voting"]["samples"]]
+        likely = [sample["mean_logprob"] for sample in whole["voting"]["samples"]]
+        offline = vote([Candidate(i, normalise(text), 0.0, likely[i]) for i, text in enumerate(texts)], "majority")
+        (choice,) = whole["choices"]
+        assert choice["text"] == texts[offline.groups[0].members[0].index]
+        counted = corrector.post("/v1/vote", json={"candidates": texts}).json()
+        assert [group["count"] for group in counted["groups"]] == [len(group.members) for group in offline.groups]
+        (early,) = corrector.post("/v1/completions", json=body).json()["choices"]
+        assert early["text"] == choice["text"], "some were not drawn to their end"
+        single += sum(map(item.verify, texts)) / len(texts)
+        voted += item.verify(choice["text"])
+    assert voted > single + 4
 
 
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")

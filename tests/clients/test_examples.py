@@ -108,6 +108,14 @@ def test_best_of(lines):
     assert returned < discarded < thought
 
 
+def test_voting(lines):
+    *groups, answer, agreement = lines("voting")
+    counts = [numbers(r"^(\d+) for", group)[0] for group in groups]
+    assert counts == sorted(counts, reverse=True)
+    assert ANSWER.findall(answer) == re.findall(r"for (\d+)", groups[0])
+    assert numbers(r"\d+", agreement) == [round(100 * counts[0] / sum(counts)), sum(counts)]
+
+
 def test_self_correction(lines):
     draft, answer, usage = lines("self_correction")
     assert draft.startswith("draft: ")

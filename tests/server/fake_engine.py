@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from quietserve.model.config import QuietConfig
 from quietserve.model.progress import Progress, ThoughtRecord, Token
 from quietserve.model.tokens import TextStream, Tokens
+from quietserve.model.voting import Verdict
 from quietserve.server.scheduler import Attempt, EngineClosedError, Ticket
 
 MODEL = "fake"
@@ -60,6 +61,7 @@ class FakeEngine:
     ready: bool = True
     tickets: list[Ticket] = field(default_factory=list)
     running: list[Ticket] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
 
     @property
     def num_running(self) -> int:
@@ -88,6 +90,9 @@ class FakeEngine:
     def judge(self, ticket: Ticket, kept: bool) -> None:
         if ticket.kept is None:
             ticket.kept = kept
+
+    def voted(self, strategy: str, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
 
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
         for i, progress in enumerate(self._turns(ticket)):
@@ -190,7 +195,7 @@ def events(text: str) -> list[dict[str, Any]]:
     """The events of a stream that ended as streams must."""
     *lines, done, end = text.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
+    return [json.loads(line.removeprefix("data: ")) for line in lines if not line.startswith(":")]
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 2.0) -> bool:

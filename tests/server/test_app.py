@@ -29,7 +29,7 @@ def test_models(client: Client) -> None:
         "thinking": True,
         "max_thought_depth": 16,
         "self_correction": True,
-        "rankers": [],
+        "rankers": ["logprob", "min_logprob"],
         "probes": [],
     }
 
@@ -168,7 +168,7 @@ def test_a_request_that_takes_too_long(client: Client, engine: FakeEngine, pipel
     reply = client.post(COMPLETIONS, {"prompt": "x", "timeout_s": 0.05})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
     assert engine.tickets[0].finish_reason == "timeout"
-    *chunks, last = client.complete(stream=True, timeout_s=0.05)
+    *chunks, last = client.complete(stream=True, timeout_s=0.3)
     assert last["error"]["code"] == "request_timeout"
     assert chunks
     pipeline._timeout_s = 0.05

@@ -6,7 +6,7 @@ import pytest
 from fake_engine import Client, FakeEngine, events
 
 from quietserve.model.progress import Token
-from quietserve.server.runs import Answer
+from quietserve.server.ballots import Answer
 
 
 def test_the_likeliest_answers_are_returned_best_first(client: Client, engine: FakeEngine) -> None:
@@ -74,4 +74,5 @@ def test_a_stream_is_kept_alive_while_nothing_is_decided(
     engine.pace_s = 0.01
     told = client.post("/v1/completions", {"prompt": "x", "best_of": 2, "stream": True, "max_tokens": 9}).text
     assert ": keep-alive\n\n" in told
-    assert len(events(told.replace(": keep-alive\n\n", ""))) == 1
+    assert ": 2 of 2 answers\n\n" in told
+    assert len(events(told)) == 1

@@ -8,6 +8,7 @@ from fake_engine import MODEL, Client
 
 from quietserve.model.config import SamplingParams
 from quietserve.model.progress import Generation, Token
+from quietserve.model.voting import Candidate, vote
 from quietserve.server.metrics import Metrics
 from quietserve.server.scheduler import Attempt, Ticket
 
@@ -52,7 +53,7 @@ def test_a_ticket_is_entered_everywhere(metrics: Metrics) -> None:
         assert value(metrics, f"{name}_count", thinking="fixed") == 1
         assert value(metrics, f"{name}_sum", thinking="fixed") == total
     for name, total in {"e2e_request_latency_seconds_count": 1, "e2e_request_latency_seconds_sum": 4.0}.items():
-        assert value(metrics, name, thinking="fixed", self_correction="off") == total
+        assert value(metrics, name, thinking="fixed", self_correction="off", voting="none") == total
     assert value(metrics, "inter_token_latency_seconds_count", thinking="fixed") == 2
     assert value(metrics, "inter_token_latency_seconds_sum", thinking="fixed") == 0.5
     assert value(metrics, "prompt_tokens_total") == value(metrics, "request_prompt_tokens_sum") == 3
@@ -74,7 +75,10 @@ def test_what_adaptive_requests_decide_is_counted(metrics: Metrics) -> None:
     run(metrics, made)
     assert value(metrics, "adaptive_positions_total", decision="thought") == 3
     assert value(metrics, "adaptive_positions_total", decision="skipped") == 5
-    assert value(metrics, "e2e_request_latency_seconds_count", thinking="adaptive", self_correction="off") == 1
+    assert (
+        value(metrics, "e2e_request_latency_seconds_count", thinking="adaptive", self_correction="off", voting="none")
+        == 1
+    )
 
 
 def test_the_books_balance(metrics: Metrics) -> None:
@@ -134,6 +138,18 @@ def corrected(metrics: Metrics, texts: tuple[str, str], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answers", "outcome", "agreement"),
+    [(["a", "a", "b"], "decided", 2 / 3), (["a", "b"], "tie", 0.5), ([None], "no_answer", 0.0)],
+)
+def test_votes_are_counted(metrics: Metrics, answers: list[str | None], outcome: str, agreement: float) -> None:
+    metrics.voted("majority", vote([Candidate(i, answer) for i, answer in enumerate(answers)], "majority"))
+    for other in ("decided", "tie", "no_answer"):
+        assert value(metrics, "voting_total", strategy="majority", outcome=other) == (other == outcome)
+    assert value(metrics, "voting_total", strategy="ranker", outcome=outcome) == 0
+    assert value(metrics, "voting_agreement_ratio_sum") == pytest.approx(agreement)
+
+
+@pytest.mark.parametrize(
     ("texts", "reason", "outcome"),
     [(("6", "7"), "stop", "changed"), (("6", "6\n"), "length", "kept"), (("6", ""), "abort", None)],
 )
@@ -144,7 +160,7 @@ def test_a_correction_counts_once_it_is_over(
     for kind, tokens in {"draft": 3, "visible": 3}.items():
         assert value(metrics, "generation_tokens_total", kind=kind) == tokens
     assert value(metrics, "request_generation_tokens_sum") == 3
-    assert value(metrics, "e2e_request_latency_seconds_sum", thinking="off", self_correction="on") == 6
+    assert value(metrics, "e2e_request_latency_seconds_sum", thinking="off", self_correction="on", voting="none") == 6
     assert value(metrics, "forwards_per_token_sum", thinking="off") == 1
     for other in ("changed", "kept"):
         assert value(metrics, "self_correction_total", outcome=other) == (other == outcome)
@@ -162,7 +178,7 @@ def test_the_same_by_vllms_names() -> None:
         'vllm:prompt_tokens_total{model_name="fake"} 3.0',
         'vllm:request_success_total{endpoint="chat",finished_reason="stop",model_name="fake"} 1.0',
         'vllm:time_to_first_token_seconds_bucket{le="1.0",model_name="fake",thinking="fixed"} 1.0',
-        'vllm:e2e_request_latency_seconds_sum{model_name="fake",self_correction="off",thinking="fixed"} 4.0',
+        'vllm:e2e_request_latency_seconds_sum{model_name="fake",self_correction="off",thinking="fixed",voting="none"} 4.0',
     ):
         assert name in told, name
     assert "vllm" not in Metrics(MODEL).render().decode()

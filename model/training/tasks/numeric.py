@@ -1,15 +1,10 @@
 """Word problems whose answer is a number, in the shape of GSM8K."""
 
-import re
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
+from ...answers import MARK, NUMBER, find_last_number, normalise
 from .item import Wording
-
-MARK = "####"
-# A minus behind a digit or a bracket takes away; anywhere else it is part of the number.
-_NUMBER = re.compile(r"(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -52,20 +47,8 @@ class Numeric:
 
     def extract(self, text: str) -> str | None:
         """The first number behind the last "####"; without that mark, the last number."""
-        _, mark, behind = text.rpartition(MARK)
-        found = _NUMBER.findall(behind)
-        return normalise(found[0 if mark else -1]) if found else None
-
-
-def normalise(number: str) -> str:
-    """One spelling of a number: no currency, no thousands' commas, no needless zeros."""
-    value = Decimal(number.replace(",", "").replace("$", ""))
-    plain = format(value, "f")
-    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
-    sign, digits = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
-    digits = digits.lstrip("0") or "0"
-    digits = "0" + digits if digits.startswith(".") else digits
-    return digits if digits == "0" else sign + digits
+        found = find_last_number(text)
+        return normalise(found) if found else None
 
 
 def read_numeric(record: dict[str, Any], source: str, wording: Wording) -> Numeric:
@@ -74,6 +57,6 @@ def read_numeric(record: dict[str, Any], source: str, wording: Wording) -> Numer
     if not isinstance(question, str) or not isinstance(solution, str):
         raise ValueError("`question` and `answer` must both be texts")
     _, mark, behind = solution.rpartition(MARK)
-    if not mark or not _NUMBER.fullmatch(behind.strip()):
+    if not mark or not NUMBER.fullmatch(behind.strip()):
         raise ValueError(f"`answer` must end in {MARK} and a number, as in '{MARK} 72'; it ends in {solution[-20:]!r}")
     return Numeric(source, question.strip(), solution.strip(), normalise(behind.strip()), wording)

@@ -1,0 +1,107 @@
+"""What a text comes to, and which of two spellings mean the same."""
+
+import re
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quietserve.model.answers import FINDERS, finder, normalise
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "answer"),
+    [
+        ("full_text", "  + 9  - 1 ", "+ 9  - 1"),
+        ("full_text", " \n", None),
+        ("last_number", "3 cats and -2 dogs", "-2"),
+        ("last_number", "it is 7-3", "3"),
+        ("last_number", "so\n#### 1,234.50 euros of 9", "1,234.50"),
+        ("last_number", "about 3/4", "3/4"),
+        ("last_number", "none", None),
+        ("last_number", "9 \n#### none", None),
+        ("boxed", r"\boxed{1} or rather \boxed{\frac{1}{2}}.", "1/2"),
+        ("boxed", r"\boxed{\dfrac12}", "1/2"),
+        ("boxed", r"$\boxed{\text{Anna and Bo}}$", "Anna and Bo"),
+        ("boxed", r"\fbox{x^{2}+\left(1\right)}", "x^{2}+(1)"),
+        ("boxed", r"\boxed{45^\circ}", "45"),
+        ("boxed", r"\boxed{\$3,000}", "3,000"),
+        ("boxed", r"\boxed{3", None),
+        ("boxed", r"\boxed{}", None),
+        ("boxed", "3", None),
+        ("choice", "The answer is (B).", "B"),
+        ("choice", "Answer: **C** because", "C"),
+        ("choice", "answer is A. No: the answer is D", "D"),
+        ("choice", "A", "A"),
+        ("choice", "C) a dog", "C"),
+        ("choice", "A dog", None),
+        ("choice", "Between (A) and (D), (D)", "D"),
+        (r"re:is (\w+)", "is one, is two", "two"),
+        (r"re:\d+", "1 22 333", "333"),
+        (r"re:(\d+)|(x)", "1 x", None),
+        ("re:nothing", "something", None),
+    ],
+)
+def test_what_is_found(pattern: str, text: str, answer: str | None) -> None:
+    assert finder(pattern)(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("best", "'best' is no pattern; there are full_text, last_number, boxed, choice, and re:"),
+        ("re:(a", "missing )"),
+        ("re:(?=a)", "invalid perl operator"),
+        ("re:" + "a" * 501, "it may have 500"),
+    ],
+)
+def test_patterns_that_there_are_not(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        finder(pattern)
+
+
+def test_an_expression_that_would_take_for_ever_elsewhere_does_not_here() -> None:
+    """Python's own engine tries every way to cut this text in two, and each of those again."""
+    assert finder("re:(a+)+$")("a" * 20_000 + "b") is None
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("0.5", "1/2", ".50", "2/4", "+0.5"),
+        ("1000", "1,000.00", "$1000", "1000."),
+        ("0", "-0", "0.0", "0/7"),
+        ("-0.125", "-1/8", "-.125"),
+        ("1/3", "2/6"),
+        ("two words", " two   words "),
+    ],
+)
+def test_equal_answers_have_one_spelling(spellings: tuple[str, ...]) -> None:
+    assert {normalise(spelling) for spelling in spellings} == {spellings[0]}
+
+
+@pytest.mark.parametrize("text", ["12,34", "1/0", "1/2/3", "1e9", "3 4", "x2", "9" * 5000, "Anna", "e.g.", "-", ""])
+def test_what_is_no_number_stays(text: str) -> None:
+    assert normalise(text) == text
+
+
+@given(st.fractions(max_denominator=10**6))
+def test_a_spelling_has_the_value(value: Fraction) -> None:
+    spelled = normalise(f"{value.numerator}/{value.denominator}")
+    assert Fraction(spelled) == value
+    assert normalise(spelled) == spelled
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=4))
+def test_a_decimal_is_spelled_as_its_fraction(value: object) -> None:
+    fraction = Fraction(str(value))
+    assert normalise(str(value)) == normalise(f"{fraction.numerator}/{fraction.denominator}")
+
+
+@given(st.text(), st.sampled_from(sorted(FINDERS)))
+def test_any_text_is_read(text: str, pattern: str) -> None:
+    found = FINDERS[pattern](text)
+    assert found is None or found.strip()
+    if found is not None:
+        assert normalise(normalise(found)) == normalise(found)
