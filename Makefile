@@ -10,7 +10,7 @@ serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS=
 	@exec $(BIN)/quietserve serve $(ARGS)
 
 test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model -k mask" passes flags on
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)  # a file's tests share what is costly to set up
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 12 $(ARGS)  # a file's tests share what is costly to set up
 
 test-clients: venv  ## clients whose pins conflict with ours, each in an environment of its own (made once, minutes)
 	$(BIN)/python -m pytest tests/conformance -m own_env
