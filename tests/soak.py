@@ -82,6 +82,7 @@ class Soak:
                 {"n": 3},
                 {"best_of": 4},
                 {"best_of": 2, "self_correction_turns": 1},
+                {"best_of": 3, "voting": "majority"},
             ]
         )
         await self._post(

@@ -26,7 +26,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
         above.grid(alpha=0.3)
         _draw_edits(below, [report["corrected"] for report in reports])
     axes[0][0].set_ylabel("accuracy: blue t1, orange t2")
-    axes[1][0].set_ylabel("second answers")
+    axes[1][0].set_ylabel("share of second answers")
     figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
 
@@ -41,7 +41,8 @@ def plot_budget(summary: dict[str, Any], file: Path) -> None:
         for how, style in (("parallel", "o--"), ("corrected", "s-")):
             means = [mean(point[how]["value"] for point in points) for points in zip(*found, strict=True)]
             axes.plot(attempts, means, style, color=f"C{number}", label=f"{row}, {how}")
-    axes.set_xscale("log", base=2)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(attempts, [str(number) for number in attempts])
     axes.set(xlabel="attempts a problem", ylabel="accuracy of their vote", ylim=(0, 1))
     axes.grid(alpha=0.3)
     if voting:
@@ -59,6 +60,7 @@ def _smooth(history: list[dict[str, float]]) -> tuple[list[float], list[float], 
 
 def _draw_edits(axes: Any, cells: list[dict[str, Any]]) -> None:
     totals = [sum(counts) for counts in zip(*(cell["edits"] for cell in cells), strict=True)]
-    axes.bar([(tenth + 0.5) / len(totals) for tenth in range(len(totals))], totals, width=0.9 / len(totals))
+    shares = [total / sum(totals) for total in totals]
+    axes.bar([(tenth + 0.5) / len(totals) for tenth in range(len(totals))], shares, width=0.9 / len(totals))
     fix, lost = (mean(cell[name] for cell in cells) for name in ("fix", "break"))
-    axes.set(title=f"fix {fix:.2f}, break {lost:.2f}", xlabel="share of the first answer that is kept")
+    axes.set(title=f"fix {fix:.2f}, break {lost:.2f}", xlabel="share of the first answer that is kept", ylim=(0, 1))

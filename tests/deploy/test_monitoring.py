@@ -64,12 +64,13 @@ def label_values() -> list[tuple[str, str]]:
 
 
 def make_traffic(url: str) -> None:
-    """Something for every metric: each way to think, a correction, a refusal, a client that leaves."""
+    """Something for every metric: each way to think, a correction, a vote, a refusal, a client that leaves."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
         adaptive = {"thought_mode": "adaptive", "thought_threshold": 0.1}
         corrected = {"thought_depth": 0, "self_correction_turns": 1}
-        for more in ({"thought_depth": 0}, {"thought_depth": 4}, {"thought_depth": 4, **adaptive}, corrected):
+        voting = {"thought_depth": 0, "temperature": 1, "best_of": 2, "voting": "majority"}
+        for more in ({"thought_depth": 0}, {"thought_depth": 4}, {"thought_depth": 4, **adaptive}, corrected, voting):
             assert client.post("/v1/completions", json=body | more).status_code == 200
         assert client.post("/v1/completions", json=body | {"temperature": "hot"}).status_code == 400
         long = body | {"thought_depth": 12, "max_tokens": 150, "stream": True}
@@ -175,7 +176,7 @@ def test_panels_are_told_apart_and_explained() -> None:
     for key in ("id", "title"):
         values = [panel[key] for panel in DASHBOARD["panels"]]
         assert len(values) == len(set(values)), key
-    assert len(ROWS) == 5
+    assert len(ROWS) == 6
     for panel in PANELS:
         assert panel["description"].endswith(".")
         assert panel["fieldConfig"]["defaults"]["unit"]
