@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from .errors import shape_errors
-from .parsing import parse_detokenized, parse_event, parse_models, parse_reply, parse_tokenization
-from .replies import Delta, Model, Reply, Tokenization
+from .parsing import parse_detokenized, parse_event, parse_models, parse_reply, parse_tokenization, parse_vote
+from .replies import Delta, Model, Reply, Tokenization, Voting
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
@@ -100,6 +100,11 @@ def tokenize_call(text: str | Sequence[Message], params: Mapping[str, Any]) -> C
 def detokenize_call(ids: Sequence[int], params: Mapping[str, Any]) -> Call[str]:
     """Ask for the text of token ids."""
     return Call("POST", "/detokenize", parse_detokenized, {"tokens": list(ids)} | _given(params))
+
+
+def vote_call(candidates: Sequence[str | Mapping[str, Any]], params: Mapping[str, Any]) -> Call[Voting]:
+    """Ask how answers vote."""
+    return Call("POST", "/v1/vote", parse_vote, {"candidates": list(candidates)} | _given(params))
 
 
 def cancel_call(request_id: str) -> Call[bool]:

@@ -8,7 +8,7 @@ What to send, how to read what comes back and when to try again are decided with
 `parsing`, `stream`, `retries`); `carriers` do the rest.
 """
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
 from .calls import (
@@ -22,10 +22,11 @@ from .calls import (
     ready_call,
     streamed,
     tokenize_call,
+    vote_call,
 )
 from .carriers import DEFAULT_URL, AsyncCarrier, Carrier
 from .errors import ApiError
-from .replies import Choice, Delta, Model, Reply, Thought, Tokenization, Usage
+from .replies import Choice, Delta, Model, Reply, Thought, Tokenization, Usage, Voting
 
 __all__ = [
     "DEFAULT_URL",
@@ -39,6 +40,7 @@ __all__ = [
     "Thought",
     "Tokenization",
     "Usage",
+    "Voting",
 ]
 
 
@@ -106,6 +108,10 @@ class Client(Carrier):
         """The text of token ids."""
         return self._send(detokenize_call(ids, params))
 
+    def vote(self, candidates: Sequence[str | Mapping[str, Any]], **params: Any) -> Voting:
+        """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
+        return self._send(vote_call(candidates, params))
+
     def models(self) -> tuple[Model, ...]:
         """The served models, the default one first."""
         return self._send(models_call())
@@ -163,6 +169,10 @@ class AsyncClient(AsyncCarrier):
     async def detokenize(self, ids: Sequence[int], **params: Any) -> str:
         """The text of token ids."""
         return await self._send(detokenize_call(ids, params))
+
+    async def vote(self, candidates: Sequence[str | Mapping[str, Any]], **params: Any) -> Voting:
+        """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
+        return await self._send(vote_call(candidates, params))
 
     async def models(self) -> tuple[Model, ...]:
         """The served models, the default one first."""

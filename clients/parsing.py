@@ -56,6 +56,11 @@ def parse_detokenized(body: Any, _: str | None) -> str:
     return str(body["prompt"])
 
 
+def parse_vote(body: Any, _: str | None) -> Voting:
+    """The reply of `/v1/vote`."""
+    return _parse_voting(body)
+
+
 def parse_usage(raw: Any) -> Usage:
     """The token counts of a reply."""
     details = raw.get("completion_tokens_details") or {}

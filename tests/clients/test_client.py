@@ -247,6 +247,16 @@ def test_tokenize_a_conversation(call):
     assert json.loads(replies.requests[0].content) == {"messages": messages, "return_token_strs": True}
 
 
+def test_vote(call):
+    voting = {"strategy": "majority", "num_samples": 2, "groups": [{"answer": "7", "count": 2}]}
+    replies = Replies(httpx.Response(200, json=voting))
+    told = call(replies, "vote", ["7", {"text": "7.0"}], answer_pattern="last_number")
+    assert (told.num_samples, told.groups[0].answer) == (2, "7")
+    assert replies.requests[0].url.path == "/v1/vote"
+    asked = {"candidates": ["7", {"text": "7.0"}], "answer_pattern": "last_number"}
+    assert json.loads(replies.requests[0].content) == asked
+
+
 def test_detokenize(call):
     replies = Replies(httpx.Response(200, json={"prompt": "a b"}))
     assert call(replies, "detokenize", (7, 8)) == "a b"

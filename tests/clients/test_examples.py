@@ -194,6 +194,12 @@ def test_tokens_there_and_back(url):
         assert told.max_model_len == client.models()[0].max_model_len
 
 
+def test_candidates_vote(url):
+    with Client(url) as client:
+        told = client.vote(["it is 0.5", "1/2", "2"], answer_pattern="last_number")
+    assert [(group.answer, group.sample_indices) for group in told.groups] == [("0.5", (0, 1)), ("2", (2,))]
+
+
 def test_a_reply_tells_how_long_it_took(url):
     with Client(url) as client:
         reply = client.complete("Question:", max_tokens=2, request_id="timed")
