@@ -1,7 +1,7 @@
 """What an answer comes to, so that answers can be compared: found in a text by a pattern, in one spelling of equal values.
 
-A pattern is a name of `FINDERS`, or `re:` and a regular expression, which is run by an engine whose time grows with the text
-and not with the pattern's tricks (RE2).
+A pattern is a name of `FINDERS`, or `re:` and a regular expression of RE2, no search of which takes longer than a text is long;
+as there may be as many searches as letters, expressions read only the end of a text.
 """
 
 import re
@@ -14,45 +14,58 @@ Finder = Callable[[str], str | None]
 
 MARK = "####"  # what GSM8K's answers stand behind
 MAX_EXPRESSION = 500  # characters
+MAX_READ = 4000  # characters of a text, its last, that an expression reads
 _EXPRESSION = "re:"
 
-# A minus behind a digit or a bracket takes away; anywhere else it is part of the number.
-NUMBER = re.compile(r"(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?")
-_WHOLE_NUMBER = re.compile(r"[+-]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?")
-_FRACTION = re.compile(r"\\[dt]?frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))")
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
-_ORNAMENTS = re.compile(r"\\left|\\right|\\[!,;: %$]|\^\{?\\circ\}?|(?<=\d)%")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+# A minus behind a digit, a letter or a bracket is no sign: it takes away, or joins.
+NUMBER = re.compile(
+    rf"(?:(?<![\w)])[-\u2212])?\$?(?:\d+ \d+/\d+|{_DIGITS}(?:\.\d+|/\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+)?"
+)
+_MARKED = re.compile(rf"{MARK}\s*({NUMBER.pattern})")
+_VALUE = re.compile(
+    rf"(?P<sign>[-+]?) ?\$?(?:(?P<whole>\d+) (?P<part>\d+/\d+)|(?P<plain>{_DIGITS}?(?:\.\d+)?(?:/\d+)?))\.?"
+)
+
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_CLAIM = re.compile(r"answer(?: is|:)\s*", re.IGNORECASE)
-_CLAIMED_LABEL = re.compile(r"\W*([A-Z])\b")
-_LABEL_AT_START = re.compile(r"\W*([A-Z])(?:\W*$|[.,:;)*])")  # a bare letter may be a word: "A dog" is not the choice A
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d)(?!\d))")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
+_ORNAMENTS = re.compile(r"\\(?:left|right)(?![a-zA-Z])|(?<!\\)\\[!,;: %$]|\^\{?\\circ\}?|(?<=\d)%")
+
+_CLAIM = re.compile(r"(?:answer|option|choice)\W{0,4}(?:is|must be|:)", re.IGNORECASE)
+_CLAIMED_LABEL = re.compile(
+    r"(?:\W|\\boxed|\\text|\\mathbf|option\b|choice\b|the\b)*(?:([B-HJ-Z])(?![\w'])|([AI])(?=\W*$|[.:;)*}\]\n]))"
+)
+_LABEL_AT_START = re.compile(
+    r"\W*([A-Z])(?:\W*$|[.:;)*]| is\b)"
+)  # a bare letter may be a word: "A dog" is not the choice A
 _LABEL_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 
 def find_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...}; None where there is none, or it is not closed."""
-    starts = [match.end() for match in _BOX.finditer(text)]
-    if not starts:
-        return None
-    open_braces = 1
-    for end in range(starts[-1], len(text)):
-        open_braces += (text[end] == "{") - (text[end] == "}")
-        if not open_braces:
-            return _plain(text[starts[-1] : end])
+    r"""What stands in the last \boxed{...} that is closed; None where there is none."""
+    for start in reversed([match.end() for match in _BOX.finditer(text)]):
+        open_braces = 1
+        for end in range(start, len(text)):
+            open_braces += (text[end] == "{") - (text[end] == "}")
+            if not open_braces:
+                return _plain(text[start:end])
     return None
 
 
 def find_last_number(text: str) -> str | None:
-    """The first number behind the last "####"; without that mark, the last number."""
-    _, mark, behind = text.rpartition(MARK)
-    found = NUMBER.findall(behind)
-    return found[0 if mark else -1] if found else None
+    """The last number right behind a "####"; without that, the last number."""
+    marked = _MARKED.findall(text)
+    found = marked or NUMBER.findall(text)
+    return found[-1] if found else None
 
 
 def find_choice(text: str) -> str | None:
-    """A capital that labels a choice: behind the last "answer is" or "answer:" or at the beginning, else the last in brackets."""
-    *claims, said = _CLAIM.split(text)
-    if first := (_CLAIMED_LABEL if claims else _LABEL_AT_START).match(said):
+    """A capital that labels a choice: the last that is claimed to be the answer, or at the beginning, or the last in brackets."""
+    for claim in reversed(list(_CLAIM.finditer(text))):
+        if label := _CLAIMED_LABEL.match(text, claim.end()):
+            return label[1] or label[2]
+    if first := _LABEL_AT_START.match(text):
         return first[1]
     in_brackets = _LABEL_IN_BRACKETS.findall(text)
     return in_brackets[-1] if in_brackets else None
@@ -84,11 +97,12 @@ def finder(pattern: str) -> Finder:
 def normalise(answer: str) -> str:
     """One spelling of equal answers: numbers without currency, commas or needless zeros, halves as 0.5, thirds as 1/3."""
     text = " ".join(answer.split())
-    number = text.rstrip(".")
-    if not any(map(str.isdigit, number)) or not _WHOLE_NUMBER.fullmatch(number):
+    value = _VALUE.fullmatch(text.replace("\u2212", "-"))
+    if not value or not any(map(str.isdigit, text)):
         return text
     try:
-        return _spell(Fraction(number.replace(",", "").replace("$", "")))
+        size = Fraction((value["plain"] or value["part"]).replace(",", "")) + Fraction(value["whole"] or 0)
+        return _spell(-size if value["sign"] == "-" else size)
     except (ValueError, ZeroDivisionError):  # too long for a number, a fraction of a fraction, or one of nothing
         return text
 
@@ -109,25 +123,27 @@ def _spell(value: Fraction) -> str:
 
 def _plain(latex: str) -> str | None:
     """Without what only says how it is to look."""
-    text = _FRACTION.sub(lambda m: f"{m[1] or m[3]}/{m[2] or m[4]}", latex)
-    text = _WRAPPED.sub(r"\1", _ORNAMENTS.sub("", text))
-    return text.strip().strip("$").strip() or None
+    text = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", latex.replace("{,}", ","))
+    text = _WRAPPED.sub(r"\1", _ORNAMENTS.sub("", text)).strip().strip("$")
+    text = re.sub(r"\s*([,()\[\]^])\s*", r"\1", " ".join(text.split()))
+    label = _LABEL_IN_BRACKETS.fullmatch(text)
+    return label[1] if label else text or None
 
 
 def _expression(written: str) -> Finder:
     """The last match, or its first group where it has groups."""
-    if len(written) > MAX_EXPRESSION:
-        raise ValueError(f"the expression has {len(written)} characters; it may have {MAX_EXPRESSION}")
+    if not 0 < len(written) <= MAX_EXPRESSION:
+        raise ValueError(f"the expression has {len(written)} characters; it may have 1 to {MAX_EXPRESSION}")
     options = re2.Options()
     options.log_errors = False
     try:
         compiled = re2.compile(written, options)
-    except re2.error as error:
+    except (re2.error, UnicodeError) as error:
         raise ValueError(f"{written[:50]!r} is no expression (RE2's syntax): {_reason(error)}") from None
 
     def find(text: str) -> str | None:
         found = None
-        for match in compiled.finditer(text):
+        for match in compiled.finditer(text[-MAX_READ:]):
             found = match
         said = found and found[1 if compiled.groups else 0]
         return (said or "").strip() or None

@@ -97,9 +97,9 @@ def vote(candidates: Sequence[Candidate], strategy: Strategy) -> Verdict:
         )
         for answer, members in by_answer.items()
     ]
-    groups.sort(key=lambda group: (-group.weight, -group.mean_logprob))
+    groups.sort(key=lambda group: (-_rounded(group), -group.mean_logprob))
     abstained = sorted((c for c in candidates if c.answer is None), key=lambda c: (-c.mean_logprob, c.index))
-    tie = len(groups) > 1 and math.isclose(groups[0].weight, groups[1].weight, rel_tol=1e-9)
+    tie = len(groups) > 1 and _rounded(groups[0]) == _rounded(groups[1])
     return Verdict(tuple(groups), tuple(abstained), tie)
 
 
@@ -112,6 +112,11 @@ def is_decided(candidates: Iterable[Candidate], num_all: int) -> bool:
     sizes, speaker = [len(group.members) for group in groups] + [0], groups[0].members[0].index
     before = sum(candidate.index < speaker for candidate in ended)
     return sizes[0] > sizes[1] + num_all - len(ended) and before == speaker
+
+
+def _rounded(group: Group) -> float:
+    """Its weight, in which sums of floats that should be equal are."""
+    return round(group.weight, 9)
 
 
 def _weights(candidates: Sequence[Candidate], strategy: Strategy) -> list[float]:

@@ -112,7 +112,9 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
 
     def _voting(self) -> dict[str, VotingReply]:
         voting, ballots = self.run.plan.voting, self.run.ballots
-        return {"voting": describe_ballot(ballots[0], voting, self.request.return_samples)} if voting else {}
+        if not voting or len(ballots) > 1:  # of several prompts, each choice has its own vote
+            return {}
+        return {"voting": describe_ballot(ballots[0], voting, self.request.return_samples)}
 
     def chunk_fields(self) -> dict[str, Any]:
         """What an event says beside its choice: the usage so far, where it was asked for; at the end, all the rest."""

@@ -27,7 +27,7 @@ from .replies import (
     VotingReply,
 )
 from .runs import GenerationRequest
-from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, VoteRequest
+from .schemas import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, VoteRequest
 from .service import Service
 from .streaming import EventStream, unless_disconnected
 from .votes import count
@@ -95,9 +95,10 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
 
 
 @router.post("/v1/vote", response_model_exclude_unset=True)
-def vote(body: VoteRequest, request: Request) -> VotingReply:
+def vote(body: VoteRequest, request: Request, response: Response) -> VotingReply:
     """Count the votes of answers that a client has; nothing is generated."""
     _service(request).check_name(body.model)
+    _name_ignored(response, body)
     return count(body)
 
 
@@ -180,9 +181,13 @@ async def _answer(request: Request, body: GenerationRequest, writer_of: type[Wri
     run.submit()
     request.state.run = run
     reply = EventStream(writer, service.metrics) if body.stream else await _whole(request, writer)
+    _name_ignored(reply, body)
+    return reply
+
+
+def _name_ignored(reply: Response, body: Body) -> None:
     if ignored := body.ignored():
         reply.headers["x-ignored-params"] = ", ".join(ignored[:32])
-    return reply
 
 
 async def _whole(request: Request, writer: Writer[Any, Any, Any]) -> Response:

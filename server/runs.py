@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .ballots import OUTVOTED, Answer, Ballot, Standing, Voting
 from .errors import RequestTimeoutError
-from .scheduler import Attempt, Ticket
+from .scheduler import Attempt, EngineError, Ticket
 from .schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -174,15 +174,15 @@ class Run:
     async def _contest(self) -> AsyncIterator[tuple[int, Answer] | Standing]:
         """The answers to each prompt that are returned, best first, when all have ended."""
         request = self.plan.request
-        async for attempt, progress in self._attempts():
-            number, index = divmod(attempt, request.num_samples)
-            ballot = self.ballots[number]
-            ballot.answers[index].add(progress)
-            if progress.finish_reason:
-                await asyncio.to_thread(ballot.cast, index)  # a client's expression may take its time
-                if ballot.is_settled:
-                    self.cancel(OUTVOTED)
-                yield ballot.standing()
+        try:
+            async for attempt, progress in self._attempts():
+                number, index = divmod(attempt, request.num_samples)
+                self.ballots[number].answers[index].add(progress)
+                if progress.finish_reason:
+                    yield await self._cast(number, index)
+        except (EngineError, RequestTimeoutError):
+            if not all(ballot.is_settled for ballot in self.ballots):
+                raise  # it befell one whose answer counts
         chosen = [
             (number * request.num_samples + index, group)
             for number, ballot in enumerate(self.ballots)
@@ -195,6 +195,15 @@ class Run:
         for choice, answer in enumerate(returned):
             yield choice, answer
 
+    async def _cast(self, number: int, index: int) -> Standing:
+        """Let an answer vote; those that can no longer change the outcome are ended."""
+        ballot, size = self.ballots[number], self.plan.request.num_samples
+        await asyncio.to_thread(ballot.cast, index)  # a client's expression may take its time
+        if ballot.is_settled:
+            for ticket in self.tickets[number * size : (number + 1) * size]:
+                self._engine.cancel(ticket, OUTVOTED)
+        return ballot.standing()
+
     def _report(self) -> None:
         """Enter into the books what is returned, and how they voted."""
         for attempt in self._chosen:
@@ -206,6 +215,8 @@ class Run:
 
     async def _next(self) -> "tuple[int, Progress] | Exception":
         try:
+            if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+                raise TimeoutError  # whatever waits to be read
             async with asyncio.timeout_at(self._deadline):
                 return await self._arrived.get()
         except TimeoutError:

@@ -30,6 +30,7 @@ MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
 MAX_UNKNOWN = 64  # fields; each is compared with all that we know
 MAX_COUNT = 2**31 - 1  # of anything
+MAX_VOTED = 2**20  # characters of all candidates of a vote
 DEFAULT_PATTERN = "full_text"  # of answers that vote
 
 _NEAR = 0.81  # likeness from which a key that we do not know is taken for a slip of the pen
@@ -204,7 +205,7 @@ _Metadata = Annotated[
     _wanted("a map of at most 16 strings"),
 ]
 _Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]
-_Pattern = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_pattern)]
+_Pattern = Annotated[str, Field(min_length=1), AfterValidator(_checked_pattern)]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -343,8 +344,8 @@ class CompletionRequest(GenerationRequest):
             raise _invalid("0 tokens can be asked for only with echo", "max_tokens")
         if self.self_correction_turns and self.echo:
             raise _invalid("a request with self_correction_turns cannot echo its prompt", "echo")
-        if self.voting != "none" and len(self.prompts) > 1:
-            raise _invalid("a request with voting has one prompt", "prompt")
+        if self.return_samples and len(self.prompts) > 1:
+            raise _invalid("only a request with one prompt has one", "return_samples")
         return self
 
     @property
@@ -435,11 +436,17 @@ class DetokenizeRequest(Body):
     tokens: Annotated[list[_TokenId], _Members]
 
 
+def _writable(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _invalid("half a character cannot be written")
+    return text
+
+
 class VoteCandidate(Body):
     """An answer that votes."""
 
-    text: str
-    logprob: float | None = Field(None, le=0)  # of all its tokens
+    text: Annotated[str, AfterValidator(_writable)]
+    logprob: float | None = Field(None, ge=-1e9, le=0)  # of all its tokens
     score: float | None = Field(None, ge=0, le=1)
 
 
@@ -452,6 +459,8 @@ _Candidate = Annotated[
 class VoteRequest(Body):
     """POST /v1/vote: answers that somebody has."""
 
+    elsewhere = frozenset({"n", "best_of", "ranker", "return_samples"})
+
     model: str | None = None
     candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=MAX_CHOICES)]
     voting: Strategy = "majority"
@@ -459,6 +468,8 @@ class VoteRequest(Body):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
+        if sum(len(candidate.text) for candidate in self.candidates) > MAX_VOTED:
+            raise _invalid(f"all texts together may have {MAX_VOTED} characters", "candidates")
         needed = {"majority": None, "likelihood": "logprob", "ranker": "score"}[self.voting]
         for number, candidate in enumerate(self.candidates):
             if needed and getattr(candidate, needed) is None:

@@ -45,7 +45,7 @@ def count(body: VoteRequest) -> VotingReply:
     candidates = []
     for index, told in enumerate(body.candidates):
         found = find(told.text)
-        logprob = told.logprob or 0.0
+        logprob = -math.inf if told.logprob is None else told.logprob
         answer = None if found is None else normalise(found)
         candidates.append(Candidate(index, answer, logprob, logprob, told.score or 0.0))
     return describe_verdict(vote(candidates, body.voting), body.voting)

@@ -20,13 +20,27 @@ from quietserve.model.answers import FINDERS, finder, normalise
         ("last_number", "so\n#### 1,234.50 euros of 9", "1,234.50"),
         ("last_number", "about 3/4", "3/4"),
         ("last_number", "none", None),
-        ("last_number", "9 \n#### none", None),
+        ("last_number", "9 \n#### none", "9"),
+        ("last_number", "#### Step 3: add\nso it is 12", "12"),
+        ("last_number", "about .5", ".5"),
+        ("last_number", "x = \u22125", "\u22125"),
+        ("last_number", "GPT-4", "4"),
+        ("last_number", "1.5e-3", "1.5e-3"),
+        ("last_number", "2 1/2", "2 1/2"),
         ("boxed", r"\boxed{1} or rather \boxed{\frac{1}{2}}.", "1/2"),
         ("boxed", r"\boxed{\dfrac12}", "1/2"),
         ("boxed", r"$\boxed{\text{Anna and Bo}}$", "Anna and Bo"),
         ("boxed", r"\fbox{x^{2}+\left(1\right)}", "x^{2}+(1)"),
         ("boxed", r"\boxed{45^\circ}", "45"),
         ("boxed", r"\boxed{\$3,000}", "3,000"),
+        ("boxed", r"\boxed{2\frac{1}{2}}", "2 1/2"),
+        ("boxed", r"\boxed{-\dfrac{1}{2}}", "- 1/2"),
+        ("boxed", r"\boxed{\frac{-1}{2}}", "-1/2"),
+        ("boxed", r"\boxed{10{,}000}", "10,000"),
+        ("boxed", r"\boxed{(1, 2)}", "(1,2)"),
+        ("boxed", r"\boxed{x \rightarrow 1}", r"x \rightarrow 1"),
+        ("boxed", r"\boxed{\text{(A)}}", "A"),
+        ("boxed", r"\boxed{5} as in \boxed{", "5"),
         ("boxed", r"\boxed{3", None),
         ("boxed", r"\boxed{}", None),
         ("boxed", "3", None),
@@ -36,6 +50,14 @@ from quietserve.model.answers import FINDERS, finder, normalise
         ("choice", "A", "A"),
         ("choice", "C) a dog", "C"),
         ("choice", "A dog", None),
+        ("choice", "Answer: I believe it is (B).", "B"),
+        ("choice", "The answer is A lot simpler: (C)", "C"),
+        ("choice", "I, for one, think the answer must be B", "B"),
+        ("choice", "The answer is B. This answer is correct.", "B"),
+        ("choice", "**Answer**: B", "B"),
+        ("choice", r"The answer is $\boxed{B}$.", "B"),
+        ("choice", "The correct option is C", "C"),
+        ("choice", "B is correct", "B"),
         ("choice", "Between (A) and (D), (D)", "D"),
         (r"re:is (\w+)", "is one, is two", "two"),
         (r"re:\d+", "1 22 333", "333"),
@@ -53,7 +75,9 @@ def test_what_is_found(pattern: str, text: str, answer: str | None) -> None:
         ("best", "'best' is no pattern; there are full_text, last_number, boxed, choice, and re:"),
         ("re:(a", "missing )"),
         ("re:(?=a)", "invalid perl operator"),
-        ("re:" + "a" * 501, "it may have 500"),
+        ("re:" + "a" * 501, "it may have 1 to 500"),
+        ("re:", "it may have 1 to 500"),
+        ("re:\ud800", "is no expression"),
     ],
 )
 def test_patterns_that_there_are_not(pattern: str, message: str) -> None:
@@ -66,6 +90,12 @@ def test_an_expression_that_would_take_for_ever_elsewhere_does_not_here() -> Non
     assert finder("re:(a+)+$")("a" * 20_000 + "b") is None
 
 
+def test_an_expression_reads_the_end_of_a_text() -> None:
+    """As many searches as letters, each to the end of the text, once took seven seconds for sixty thousand."""
+    assert finder("re:a.*z|a")("a" * 1_000_000) == "a"
+    assert finder(r"re:x\d")("x1" + " " * 5000) is None
+
+
 @pytest.mark.parametrize(
     "spellings",
     [
@@ -74,6 +104,8 @@ def test_an_expression_that_would_take_for_ever_elsewhere_does_not_here() -> Non
         ("0", "-0", "0.0", "0/7"),
         ("-0.125", "-1/8", "-.125"),
         ("1/3", "2/6"),
+        ("2.5", "2 1/2", "5/2"),
+        ("-5", "\u22125", "-5.0"),
         ("two words", " two   words "),
     ],
 )

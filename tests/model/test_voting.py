@@ -43,6 +43,14 @@ def test_a_tie_goes_to_the_likelier() -> None:
     assert vote(said("b", "a"), "majority").groups[0].answer == "b", "of equal ones the first"
 
 
+def test_sums_that_should_be_equal_are_a_tie() -> None:
+    """.1 + .2 and .3 are not, as floats: the vote was a tie, and the less likely answer won it."""
+    scores = [("a", -2.0, 0.1), ("a", -2.0, 0.2), ("b", -1.0, 0.3)]
+    verdict = vote([Candidate(i, *row[:1], row[1], row[1], row[2]) for i, row in enumerate(scores)], "ranker")
+    assert verdict.tie
+    assert verdict.groups[0].answer == "b"
+
+
 def test_likelihoods_are_of_whole_answers_and_none_is_too_long() -> None:
     """Probabilities of a thousand tokens are no floats; their shares are."""
     long = [judge(0, "a", [-1.0] * 2000), judge(1, "b", [-1.0] * 2001), judge(2, "b", [-1.0] * 2001)]
@@ -69,7 +77,9 @@ def test_a_vote_is_what_one_counts_by_hand(candidates: list[Candidate], strategy
     verdict = vote(candidates, strategy)  # type: ignore[arg-type]
     assert {g.answer for g in verdict.groups} == weights.keys()
     if weights:
-        assert weights[verdict.groups[0].answer] == pytest.approx(max(weights.values()))
+        assert weights[verdict.groups[0].answer] == pytest.approx(
+            max(weights.values()), abs=1e-8 * sum(weights.values())
+        )
         total = math.fsum(weights.values())
         for group in verdict.groups:
             assert group.weight == pytest.approx(weights[group.answer] / total if total else 0.0)

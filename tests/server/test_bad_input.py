@@ -154,9 +154,9 @@ BAD = [
         "missing )",
     ),
     (
-        {"voting": "majority", "best_of": 2, "prompt": ["a", "b"]},
+        {"voting": "majority", "best_of": 2, "prompt": ["a", "b"], "return_samples": True},
         "invalid_value",
-        "prompt",
+        "return_samples",
         "one prompt",
     ),
     (

@@ -64,7 +64,8 @@ def test_a_number_is_asked_for_and_read(tmp_path: Path) -> None:
         ("72.50 dollars", "72.5"),
         ("1,2 and 3,4", "4"),
         ("#### none, or 4?", "4"),
-        ("5 ####", None),
+        ("5 ####", "5"),
+        ("#### Step 2: add\nso 12", "12"),
         ("no number", None),
     ],
 )
