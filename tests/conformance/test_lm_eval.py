@@ -92,7 +92,7 @@ def evaluate(folder: Path, runs: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def scores(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("lm_eval")
-    write_tasks(folder, choice=ROUND, answer=5 * ROUND, text=4)
+    write_tasks(folder, choice=ROUND, answer=3 * ROUND, text=4)
     runs = {
         "quick": asked(url, QUICK, "choice", "answer", "text", **IDS),
         "deep": asked(url, DEEP, "choice", "answer", "text", **IDS),

@@ -160,7 +160,7 @@ def test_the_second_turn_learns_what_is_rewarded_and_the_first_stays(
             return super()._judge(groups, stage)
 
     monkeypatch.setattr(score, "ScoreTrainer", Eager)
-    flags = ["--stage1-steps", "40", "--stage2-steps", "0", "--problems", "8", "--rollouts", "4", "--max-tokens", "4"]
+    flags = ["--stage1-steps", "30", "--stage2-steps", "0", "--problems", "6", "--rollouts", "4", "--max-tokens", "4"]
     flags += ["--lr", "3e-3", "--log-every", "1", "--beta1", "0.01"]
     moved = {}
     for beta2 in ("0", "1"):
