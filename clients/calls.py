@@ -9,7 +9,15 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from .errors import shape_errors
-from .parsing import parse_detokenized, parse_event, parse_models, parse_reply, parse_tokenization, parse_vote
+from .parsing import (
+    parse_detokenized,
+    parse_event,
+    parse_models,
+    parse_reply,
+    parse_scores,
+    parse_tokenization,
+    parse_vote,
+)
 from .replies import Delta, Model, Reply, Tokenization, Voting
 
 Message = Mapping[str, Any]
@@ -105,6 +113,15 @@ def detokenize_call(ids: Sequence[int], params: Mapping[str, Any]) -> Call[str]:
 def vote_call(candidates: Sequence[str | Mapping[str, Any]], params: Mapping[str, Any]) -> Call[Voting]:
     """Ask how answers vote."""
     return Call("POST", "/v1/vote", parse_vote, {"candidates": list(candidates)} | _given(params))
+
+
+def score_call(
+    question: str | Sequence[Message], candidates: Sequence[str], params: Mapping[str, Any]
+) -> Call[tuple[float, ...]]:
+    """Ask how likely answers to a question are to be right."""
+    field = "prompt" if isinstance(question, str) else "messages"
+    body = {field: question if isinstance(question, str) else list(question), "candidates": list(candidates)}
+    return Call("POST", "/v1/score", parse_scores, body | _given(params))
 
 
 def cancel_call(request_id: str) -> Call[bool]:

@@ -20,6 +20,7 @@ from .calls import (
     detokenize_call,
     models_call,
     ready_call,
+    score_call,
     streamed,
     tokenize_call,
     vote_call,
@@ -112,6 +113,10 @@ class Client(Carrier):
         """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
         return self._send(vote_call(candidates, params))
 
+    def score(self, question: str | Sequence[Message], candidates: Sequence[str], **params: Any) -> tuple[float, ...]:
+        """How likely a trained ranker holds each answer to a prompt, or to a conversation, to be right: 0 to 1."""
+        return self._send(score_call(question, candidates, params))
+
     def models(self) -> tuple[Model, ...]:
         """The served models, the default one first."""
         return self._send(models_call())
@@ -173,6 +178,12 @@ class AsyncClient(AsyncCarrier):
     async def vote(self, candidates: Sequence[str | Mapping[str, Any]], **params: Any) -> Voting:
         """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
         return await self._send(vote_call(candidates, params))
+
+    async def score(
+        self, question: str | Sequence[Message], candidates: Sequence[str], **params: Any
+    ) -> tuple[float, ...]:
+        """How likely a trained ranker holds each answer to a prompt, or to a conversation, to be right: 0 to 1."""
+        return await self._send(score_call(question, candidates, params))
 
     async def models(self) -> tuple[Model, ...]:
         """The served models, the default one first."""

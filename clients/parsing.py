@@ -61,6 +61,11 @@ def parse_vote(body: Any, _: str | None) -> Voting:
     return _parse_voting(body)
 
 
+def parse_scores(body: Any, _: str | None) -> tuple[float, ...]:
+    """The reply of `/v1/score`, in the order of the candidates."""
+    return tuple(item["score"] for item in sorted(body["data"], key=lambda item: item["index"]))
+
+
 def parse_usage(raw: Any) -> Usage:
     """The token counts of a reply."""
     details = raw.get("completion_tokens_details") or {}

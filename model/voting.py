@@ -7,15 +7,22 @@ one that was given first.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Strategy = Literal["majority", "likelihood", "ranker"]
 
 # Rankers that need no training: a candidate's score from the log-probabilities of its tokens.
 SELF_RANKERS: dict[str, Callable[[Sequence[float]], float]] = {
-    "logprob": lambda logprobs: math.exp(math.fsum(logprobs) / len(logprobs)),
     "min_logprob": lambda logprobs: math.exp(min(logprobs)),
+    "logprob": lambda logprobs: math.exp(math.fsum(logprobs) / len(logprobs)),
 }
+
+
+class Entry(NamedTuple):
+    """A question and one answer to it, as a ranker reads them."""
+
+    prompt: tuple[int, ...]  # ids, as the language model was given them
+    text: str  # what was written behind it
 
 
 @dataclass(frozen=True)

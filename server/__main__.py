@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
 from ..model.decode import is_out_of_memory
 from ..model.linears import Kind
+from ..model.ranker import Ranker, load_ranker
 from .app import create_app
 from .engine import Engine
 from .errors import ApiError
@@ -128,9 +129,10 @@ class LoadingServer(uvicorn.Server):
         if self._failure:
             self.should_exit = True
         if self._deadline < math.inf:
-            engine = self._service.pipeline.engine if self._service.pipeline else None
-            idle = engine is None or not (engine.num_running or engine.num_waiting)
-            if idle or time.monotonic() >= self._deadline:
+            pipeline = self._service.pipeline
+            engine = pipeline.engine if pipeline else None
+            busy = pipeline and (pipeline.engine.num_running or pipeline.engine.num_waiting or pipeline.is_ranking)
+            if not busy or time.monotonic() >= self._deadline:
                 if engine:
                     await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
                 self.should_exit = True
@@ -157,7 +159,8 @@ def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipe
         loaded.model.speed_up(packed or "float")
     except ValueError as error:
         raise CheckpointError(f"{loaded.name}: {error}") from error
-    engine = _engine(settings, loaded, service.metrics)
+    rankers = {ranker.name: load_ranker(ranker.path, loaded) for ranker in settings.ranker}
+    engine = _engine(settings, loaded, service.metrics, rankers)
     pipeline = Pipeline(
         engine,
         settings.default_thought_depth,
@@ -222,7 +225,7 @@ def _num_threads(loaded: Loaded) -> int:
     return 1 if num_parameters < SMALL_MODEL else torch.get_num_threads()
 
 
-def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
+def _engine(settings: Settings, loaded: Loaded, metrics: Metrics, rankers: Mapping[str, Ranker]) -> Engine:
     try:
         engine = Engine(
             model=loaded.model,
@@ -238,6 +241,7 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics) -> Engine:
             prefix_caching=settings.prefix_caching,
             cuda_graphs=settings.cuda_graphs,
             observer=metrics,
+            rankers=rankers,
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error

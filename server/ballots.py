@@ -1,7 +1,8 @@
 """The answers to one prompt, of which some are returned: the likeliest, or those that a vote puts first."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ class Voting:
     strategy: Strategy
     find: Finder  # what an answer comes to
     ranker: str | None = None
+    trained: bool = False  # the ranker scores all of them together when the last has ended
     may_stop: bool = False  # once the winner cannot change, the others need not be drawn to their end
 
 
@@ -91,8 +93,21 @@ class Ballot:
         if self._voting and answer.finish_reason != OUTVOTED:
             said = None if answer.finish_reason == "abort" else self._voting.find(answer.text)
             value = None if said is None else normalise(said)
-            self.candidates[index] = judge(index, value, answer.logprobs, self._voting.ranker)
-            self.verdict = vote(list(self.candidates.values()), self._voting.strategy)
+            self_ranker = None if self._voting.trained else self._voting.ranker
+            self.candidates[index] = judge(index, value, answer.logprobs, self_ranker)
+            # Until a trained ranker has been asked, all weigh the same.
+            self._count("majority" if self._voting.trained else self._voting.strategy)
+
+    def rank(self, scores: Mapping[int, float]) -> None:
+        """Vote with what a trained ranker gives each candidate, by its index."""
+        self.candidates = {
+            index: replace(candidate, score=scores[index]) for index, candidate in self.candidates.items()
+        }
+        self._count("ranker")
+
+    def _count(self, strategy: Strategy) -> None:
+        if self.candidates:
+            self.verdict = vote(list(self.candidates.values()), strategy)
 
     def standing(self) -> Standing:
         """How far it has got."""

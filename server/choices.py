@@ -105,7 +105,7 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         """What a reply says of the whole request."""
         warnings = [f"{name} is not a parameter of this server and was ignored" for name in self.request.ignored()]
         return {
-            "metrics": timings(self.run.tickets),
+            "metrics": timings(self.run.tickets, self.run.ranker_s),
             **self._voting(),
             **({"warnings": warnings} if warnings else {}),
         }
@@ -341,7 +341,7 @@ class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
         return {"token": text, "logprob": _finite(logprob or 0.0), "bytes": list(text.encode()) if whole else None}
 
 
-def timings(tickets: Sequence[Ticket]) -> Timings:
+def timings(tickets: Sequence[Ticket], ranker_s: float | None = None) -> Timings:
     """What a request took; nothing is said of what never happened."""
     times, counts = [ticket.timing for ticket in tickets], [ticket.counts for ticket in tickets]
     began, ended = _all(min, (t.started for t in times)), _all(max, (t.finished for t in times))
@@ -354,6 +354,7 @@ def timings(tickets: Sequence[Ticket]) -> Timings:
         "time_to_first_output_token_ms": _all(min, (t.time_to_first_output for t in times)),
         "generation_time_ms": generation,
         "thought_time_ms": max(t.thought_s for t in times),
+        "ranker_time_ms": ranker_s,
     }
     told = {name: round(1000 * value, 3) for name, value in seconds.items() if value is not None}
     if visible and generation:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Protocol
 
@@ -13,8 +13,10 @@ from ..model.cache import Cache
 from ..model.decode import Decoder, is_out_of_memory
 from ..model.progress import Counts, Progress
 from ..model.quiet_model import QuietModel
+from ..model.ranker import Ranker
 from ..model.tokens import Tokens
-from ..model.voting import Verdict
+from ..model.voting import Entry, Verdict
+from .rankings import Rankings
 from .scheduler import Attempt, EngineClosedError, EngineError, Scheduler, Ticket
 
 logger = logging.getLogger("quietserve")
@@ -54,6 +56,10 @@ class Observer(Protocol):
         """The answers to a prompt have voted."""
         ...
 
+    def ranked(self, ranker: str, num_answers: int, seconds: float) -> None:
+        """A ranker has scored so many answers together."""
+        ...
+
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for so many forwards, which were repeated by halves."""
         ...
@@ -88,6 +94,7 @@ class Engine:
         prefix_caching: an attempt takes over what any slot holds of its prompt.
         cuda_graphs: record forwards, on a GPU.
         observer: told of everything worth counting.
+        rankers: trained ones, by the names that requests call them.
 
     Raises ValueError when the model cannot be as long or think as deep as asked.
     """
@@ -108,6 +115,7 @@ class Engine:
         prefix_caching: bool = True,
         cuda_graphs: bool = True,
         observer: Observer,
+        rankers: Mapping[str, Ranker] | None = None,
     ) -> None:
         self.tokens, self.quiet, self._observer = tokens, model.quiet, observer
         self.max_thought_depth = _thought_depth(model, max_thought_depth)
@@ -133,7 +141,8 @@ class Engine:
             graphs=cuda_graphs,
         )
         self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
-        self._work = threading.Condition()  # guards the scheduler
+        self._rankings = Rankings(rankers or {})
+        self._work = threading.Condition()  # guards the scheduler and the rankings
         self._draining = self._stopping = self._dead = False
         self._thread = threading.Thread(target=self._run, name="quietserve-device", daemon=True)
 
@@ -151,6 +160,11 @@ class Engine:
     def capacity(self) -> int:
         """Attempts that fit an idle engine: running and waiting."""
         return self._scheduler.num_slots + self._scheduler.max_waiting
+
+    @property
+    def rankers(self) -> tuple[str, ...]:
+        """Names of the trained ones."""
+        return self._rankings.names
 
     @property
     def num_running(self) -> int:
@@ -171,7 +185,9 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         with self._work:
             self._draining = True
-            self._work.wait_for(lambda: self._scheduler.idle, max(0.0, deadline - time.monotonic()))
+            self._work.wait_for(
+                lambda: self._scheduler.idle and not self._rankings, max(0.0, deadline - time.monotonic())
+            )
             self._stopping = True
             self._work.notify_all()
         if self._thread.ident is not None:
@@ -211,6 +227,18 @@ class Engine:
         with self._work:
             self._observer.voted(strategy, verdict)
 
+    async def rank(self, ranker: str, entries: Sequence[Entry]) -> list[float]:
+        """How likely answers are to be right, as a trained ranker has it; also while the engine drains.
+
+        Raises EngineError, and EngineClosedError where nobody is left to do it.
+        """
+        with self._work:
+            if not self.healthy or self._stopping:
+                raise EngineClosedError("the engine has stopped")
+            parts = self._rankings.add(ranker, entries)
+            self._work.notify_all()
+        return [score for scores in await asyncio.gather(*parts) for score in scores]
+
     async def results(self, ticket: Ticket) -> AsyncIterator[Progress]:
         """What was decided, as it is; ends behind a Progress with a finish reason. Raises EngineError."""
         while True:
@@ -224,8 +252,10 @@ class Engine:
     def _run(self) -> None:
         try:
             self._decoder.measure_forwards()
-            while tickets := self._next_tickets():
-                self._forward(tickets)
+            while (tickets := self._next_tickets()) is not None:
+                self._rank()
+                if tickets:
+                    self._forward(tickets)
         except Exception:
             logger.exception("the device thread died")
         finally:
@@ -233,30 +263,36 @@ class Engine:
                 self._draining = self._dead = True
                 for ticket in [*self._scheduler.running.values(), *self._scheduler.waiting]:
                     with contextlib.suppress(Exception):  # whatever is broken, each reader is told
-                        self._end(ticket, EngineError(STOPPED, "draining" if self._stopping else "internal_error"))
+                        self._end(ticket, self._stopped())
+                while self._rankings:
+                    for ranking in self._rankings.take():
+                        ranking.fail(self._stopped())
                 self._show_gauges()
+
+    def _stopped(self) -> EngineError:
+        return EngineError(STOPPED, "draining" if self._stopping else "internal_error")
 
     def _show_gauges(self) -> None:
         running = [ticket.decoding for ticket in self._scheduler.running.values() if ticket.decoding]
         usage = sum(decoding.cached for decoding in running) / (self._scheduler.num_slots * self.max_model_len)
         self._observer.gauges(self.num_running, self.num_waiting, usage)
 
-    def _next_tickets(self) -> list[Ticket]:
-        """Wait for work, drop what was cancelled, fill free slots; nothing once the engine is to stop."""
+    def _next_tickets(self) -> list[Ticket] | None:
+        """Wait for work, drop what was cancelled, fill free slots; None once the engine is to stop."""
         with self._work:
             while not self._stopping:
                 self._drop_cancelled()
                 while ticket := self._scheduler.admit(self._choose_slot):
                     self._start(ticket)
                 self._show_gauges()
-                if self._scheduler.running:
+                if self._scheduler.running or self._rankings:
                     return list(self._scheduler.running.values())
                 if self._scheduler.waiting:
                     continue  # those just admitted could not start
                 self._scheduler.check()
                 self._work.notify_all()  # to `close`, which waits for this
                 self._work.wait()
-            return []
+            return None
 
     def _drop_cancelled(self) -> None:
         scheduler = self._scheduler
@@ -283,6 +319,24 @@ class Engine:
         decoding.counts = Counts(*map(sum, zip(astuple(ticket.counts), astuple(decoding.counts), strict=True)))
         ticket.decoding, ticket.counts = decoding, decoding.counts
         return True
+
+    def _rank(self) -> None:
+        """Score what waits for one ranker. What fails there, fails for those alone."""
+        with self._work:
+            taken = self._rankings.take()
+        if not taken:
+            return
+        begin = time.monotonic()
+        try:
+            scores = self._rankings.score(taken)
+        except Exception as error:
+            logger.exception("the ranker %s failed", taken[0].ranker)
+            for ranking in taken:
+                ranking.fail(_failure(error))
+            return
+        self._observer.ranked(taken[0].ranker, sum(map(len, scores)), time.monotonic() - begin)
+        for ranking, own in zip(taken, scores, strict=True):
+            ranking.settle(own)
 
     def _forward(self, tickets: list[Ticket]) -> None:
         """One forward for all running tickets. What fails there is the decoder's to sort out; if it cannot, they all end."""
@@ -344,8 +398,7 @@ class Engine:
     def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
         for ticket in tickets:
             logger.error("request %s: an attempt ends with an error", ticket.attempt.request_id)
-            full = is_out_of_memory(error)
-            self._end(ticket, EngineError(TOO_LARGE, "out_of_memory") if full else EngineError(FAILED))
+            self._end(ticket, _failure(error))
 
     def _end(self, ticket: Ticket, last: Progress | EngineError) -> None:
         """The only way out of the engine: books first, then the last news."""
@@ -366,6 +419,10 @@ class Engine:
         mailbox: _Mailbox = ticket.mailbox
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will read it
             mailbox.loop.call_soon_threadsafe(mailbox.queue.put_nowait, news)
+
+
+def _failure(error: Exception) -> EngineError:
+    return EngineError(TOO_LARGE, "out_of_memory") if is_out_of_memory(error) else EngineError(FAILED)
 
 
 def _thought_depth(model: QuietModel, wanted: int | None) -> int:

@@ -146,6 +146,11 @@ class Metrics:
         self._votes.labels(self._model, strategy, outcome).inc()
         self._agreement.labels(self._model).observe(verdict.agreement)
 
+    def ranked(self, ranker: str, num_answers: int, seconds: float) -> None:
+        """A trained ranker has scored answers."""
+        self._ranker_time.labels(self._model, ranker).observe(seconds)
+        self._ranked.labels(self._model, ranker).inc(num_answers)
+
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for forwards."""
         self._oom.labels(self._model).inc(times)
@@ -217,6 +222,10 @@ class Metrics:
             "voting_agreement_ratio", "Share of the answers to a prompt that give the one that won.", _SHARES
         )
         self._votes = self._counter("voting_total", "Prompts whose answers voted.", "strategy", "outcome")
+        self._ranker_time = self._histogram(
+            "ranker_time_seconds", "For the answers that a trained ranker scores together.", _SECONDS, "ranker"
+        )
+        self._ranked = self._counter("ranked_answers_total", "Answers that a trained ranker has scored.", "ranker")
         for strategy, outcome in product(get_args(Strategy), ("decided", "tie", "no_answer")):
             self._votes.labels(self._model, strategy, outcome)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 EFFORT_DEPTHS = {"none": 0, "minimal": 1, "low": 2, "medium": 4, "high": 8, "xhigh": 12}
 DEFAULT_COMPLETION_TOKENS = 16
-DEFAULT_RANKER = "min_logprob"
 DEFAULT_THRESHOLD = 0.3  # nats: in the pilots no argmax changed where the base was surer than this
 
 
@@ -58,6 +57,21 @@ class Pipeline:
         self._default_depth = (
             min(trained, engine.max_thought_depth) if default_thought_depth is None else default_thought_depth
         )
+
+    @property
+    def rankers(self) -> list[str]:
+        """Names of all, the one first that is taken where a request names none: a trained one, if there is any."""
+        return [*self.engine.rankers, *SELF_RANKERS]
+
+    @property
+    def is_ranking(self) -> bool:
+        """Some request is not done when its answers are."""
+        return any(run.is_ranking for runs in self.runs.values() for run in runs)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long a request may take that asks for no less; None: as long as it takes."""
+        return self._timeout_s
 
     def limits(self) -> dict[str, int]:
         """The largest value of whole numbers in a request, by the name of their field."""
@@ -98,12 +112,13 @@ class Pipeline:
     def _voting(self, request: GenerationRequest) -> Voting | None:
         if request.voting == "none":
             return None
-        ranker = (request.ranker or DEFAULT_RANKER) if request.voting == "ranker" else None
-        if ranker and ranker not in SELF_RANKERS:
-            known = ", ".join(SELF_RANKERS)
+        ranker = (request.ranker or self.rankers[0]) if request.voting == "ranker" else None
+        if ranker and ranker not in self.rankers:
+            known = ", ".join(self.rankers)
             raise InvalidRequestError(f"ranker is {ranker[:50]!r}; this server has {known}.", param="ranker")
+        trained = ranker in self.engine.rankers
         may_stop = request.voting == "majority" and request.n == 1 and not request.return_samples
-        return Voting(request.voting, finder(request.answer_pattern or DEFAULT_PATTERN), ranker, may_stop)
+        return Voting(request.voting, finder(request.answer_pattern or DEFAULT_PATTERN), ranker, trained, may_stop)
 
     def _prompts(self, request: GenerationRequest) -> Iterable[Prompt]:
         tokens = self.engine.tokens

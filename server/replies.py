@@ -49,6 +49,9 @@ class Timings(BaseModel):
     time_to_first_output_token_ms: float | None = None
     generation_time_ms: float | None = None
     thought_time_ms: float | None = None  # in forwards that thought, of the answer that thought longest
+    ranker_time_ms: float | None = (
+        None  # from the end of the last answer to the scores of all, where a trained ranker votes
+    )
     tokens_per_second: float | None = None  # visible ones
     forwards_per_token: float | None = None
     acceptance_rate: float | None = None  # drafts that were decided as drafted
@@ -285,6 +288,31 @@ class DetokenizeReply(BaseModel):
     """POST /detokenize."""
 
     prompt: str
+
+
+class ScoreItem(BaseModel):
+    """How likely one candidate is to be right."""
+
+    object: Literal["score"] = "score"
+    index: int
+    score: float
+
+
+class ScoreUsage(BaseModel):
+    """Tokens read: the question counts once with every candidate."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ScoreReply(BaseModel):
+    """POST /v1/score."""
+
+    object: Literal["list"] = "list"
+    model: str
+    ranker: str
+    data: list[ScoreItem]
+    usage: ScoreUsage
 
 
 class CancelReply(BaseModel):

@@ -9,7 +9,6 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from ..model.voting import SELF_RANKERS
 from .choices import ChatWriter, CompletionWriter, Writer
 from .errors import NotFoundError, UnavailableError
 from .metrics import CONTENT_TYPE
@@ -23,11 +22,13 @@ from .replies import (
     ErrorReply,
     ModelList,
     ModelReply,
+    ScoreReply,
     TokenizeReply,
     VotingReply,
 )
 from .runs import GenerationRequest
-from .schemas import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, VoteRequest
+from .schemas import Body, ChatRequest, CompletionRequest, DetokenizeRequest, ScoreRequest, TokenizeRequest, VoteRequest
+from .scores import score as judged
 from .service import Service
 from .streaming import EventStream, unless_disconnected
 from .votes import count
@@ -92,6 +93,15 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
                 run.cancel()
             return CancelReply(id=own_id)
     raise NotFoundError("No request of this id is running.")
+
+
+@router.post("/v1/score")
+async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreReply:
+    """How likely a trained ranker holds answers to one question to be right; nothing is generated."""
+    service = _service(request)
+    name, pipeline = service.check_name(body.model), service.ready_pipeline()
+    _name_ignored(response, body)
+    return await judged(pipeline, body, name)
 
 
 @router.post("/v1/vote", response_model_exclude_unset=True)
@@ -215,7 +225,7 @@ def _describe_model(request: Request, name: str) -> ModelReply:
         thinking=engine.max_thought_depth > 0,
         max_thought_depth=engine.max_thought_depth,
         self_correction=limits["self_correction_turns"] > 0,
-        rankers=list(SELF_RANKERS),
+        rankers=service.ready_pipeline().rankers,
         probes=[],
     )
     return ModelReply(

@@ -1,10 +1,13 @@
 """A request that the engine works on: its attempts' progress comes back as the progress of its choices."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from ..model.voting import Entry
 from .ballots import OUTVOTED, Answer, Ballot, Standing, Voting
 from .errors import RequestTimeoutError
 from .scheduler import Attempt, EngineError, Ticket
@@ -81,6 +84,7 @@ class Run:
         self.num_unfinished = plan.num_choices  # choices that go on
         self._engine, self._running, self._deadline = engine, running, deadline
         self._reason = "abort"  # of what is cancelled
+        self.ranker_s: float | None = None  # how long a trained ranker took
         self.tickets: list[Ticket] = []
         self.ballots = [Ballot(plan.request.num_samples, plan.voting) for _ in plan.prompts if plan.contested]
         self._chosen = list(range(plan.num_choices))  # the attempt of each choice
@@ -92,6 +96,11 @@ class Run:
     def num_draft_tokens(self) -> int:
         """Visible ones that were corrected, of all answers that were drawn."""
         return sum(ticket.num_draft_tokens for ticket in self.tickets)
+
+    @property
+    def is_ranking(self) -> bool:
+        """A trained ranker has yet to score its answers."""
+        return self.plan.voting is not None and self.plan.voting.trained and self.ranker_s is None
 
     def ticket_of(self, choice: int) -> Ticket:
         """The ticket of a choice that has ended."""
@@ -183,6 +192,8 @@ class Run:
         except (EngineError, RequestTimeoutError):
             if not all(ballot.is_settled for ballot in self.ballots):
                 raise  # it befell one whose answer counts
+        if self.plan.voting and self.plan.voting.trained:
+            await self._rank(self.plan.voting.ranker or "")
         chosen = [
             (number * request.num_samples + index, group)
             for number, ballot in enumerate(self.ballots)
@@ -204,6 +215,17 @@ class Run:
                 self._engine.cancel(ticket, OUTVOTED)
         return ballot.standing()
 
+    async def _rank(self, ranker: str) -> None:
+        """Have all answers scored, those to every prompt together."""
+        voters = [(number, index) for number, ballot in enumerate(self.ballots) for index in ballot.candidates]
+        entries = [Entry(self.plan.prompts[n].ids, self.ballots[n].answers[i].text) for n, i in voters]
+        begin = time.monotonic()
+        async with self._in_time():
+            scores = dict(zip(voters, await self._engine.rank(ranker, entries), strict=True))
+        self.ranker_s = time.monotonic() - begin
+        for number, ballot in enumerate(self.ballots):
+            ballot.rank({i: score for (n, i), score in scores.items() if n == number})
+
     def _report(self) -> None:
         """Enter into the books what is returned, and how they voted."""
         for attempt in self._chosen:
@@ -214,11 +236,17 @@ class Run:
                 self._engine.voted(self.plan.voting.strategy, ballot.verdict)
 
     async def _next(self) -> "tuple[int, Progress] | Exception":
+        async with self._in_time():
+            return await self._arrived.get()
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Raises RequestTimeoutError when the time is up."""
         try:
             if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
                 raise TimeoutError  # whatever waits to be read
             async with asyncio.timeout_at(self._deadline):
-                return await self._arrived.get()
+                yield
         except TimeoutError:
             self._reason = "timeout"
             raise RequestTimeoutError(

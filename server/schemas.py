@@ -403,8 +403,8 @@ class ChatRequest(GenerationRequest):
         return self.top_logprobs if self.logprobs else None
 
 
-class TokenizeRequest(Body):
-    """POST /tokenize: a text, or a conversation as the chat endpoint renders it."""
+class _OfText(Body):
+    """A text, or a conversation as the chat endpoint renders it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -418,15 +418,20 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)
-    add_special_tokens: bool = True  # to a text; a conversation's are its template's
-    add_generation_prompt: bool = True
-    return_token_strs: bool = False
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise _invalid("give either a prompt or messages", "prompt")
         return self
+
+
+class TokenizeRequest(_OfText):
+    """POST /tokenize."""
+
+    add_special_tokens: bool = True  # to a text; a conversation's are its template's
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
 
 
 class DetokenizeRequest(Body):
@@ -440,6 +445,15 @@ def _writable(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise _invalid("half a character cannot be written")
     return text
+
+
+class ScoreRequest(_OfText):
+    """POST /v1/score: answers to one question, for a trained ranker to judge."""
+
+    elsewhere = frozenset({"best_of", "voting", "answer_pattern"})
+
+    candidates: Annotated[list[Annotated[str, AfterValidator(_writable)]], Field(min_length=1, max_length=MAX_CHOICES)]
+    ranker: str | None = None
 
 
 class VoteCandidate(Body):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..model.voting import SELF_RANKERS
 from .flags import FlagError, Told, boolean, flag, num_bytes, one_of, read_flags, seconds, whole
 from .presets import Preset, parse_preset
 
@@ -16,6 +17,28 @@ _DESCRIPTION = "Serve a checkpoint over HTTP: OpenAI's API, with thoughts before
 
 class SettingsError(FlagError):
     """A setting that cannot be; the message is one line."""
+
+
+@dataclass(frozen=True)
+class RankerPath:
+    """A ranker's name and where it lies."""
+
+    name: str
+    path: str
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        return f"{self.name}={self.path}"
+
+
+def parse_ranker(text: str) -> RankerPath:
+    """A ranker from NAME=PATH. Raises ValueError."""
+    name, _, path = (part.strip() for part in text.partition("="))
+    if not name or not path:
+        raise ValueError("a ranker is written NAME=PATH, for example checker=runs/ranker")
+    if name in SELF_RANKERS:
+        raise ValueError(f"{name!r} is a ranker that needs no training; call this one otherwise")
+    return RankerPath(name, path)
 
 
 def _key(text: str) -> str:
@@ -49,6 +72,13 @@ class Settings:
         parse_preset,
         "publish one more model name, whose requests have these defaults",
         metavar="NAME=JSON",
+        many=True,
+    )
+    ranker: tuple[RankerPath, ...] = flag(
+        (),
+        parse_ranker,
+        "load a trained ranker, a folder or a bundled one, that requests call by this name",
+        metavar="NAME=PATH",
         many=True,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
@@ -150,6 +180,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
     names = [told.settings.served_model_name, *(preset.name for preset in told.settings.model_preset)]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise SettingsError(f"argument --model-preset: two models are called {doubled.pop()!r}")
+    rankers = [ranker.name for ranker in told.settings.ranker]
+    if doubled := {name for name in rankers if rankers.count(name) > 1}:
+        raise SettingsError(f"argument --ranker: two rankers are called {doubled.pop()!r}")
     return told
 
 
@@ -173,7 +206,7 @@ def _line(name: str, value: Any, secret: bool) -> str:
         return f"# {name}: {len(value)} not shown"
     if value is None or value == ():
         return f"# {name} ="
-    texts = [str(item) if isinstance(item, Preset) else item for item in value] if isinstance(value, tuple) else value
+    texts = [item if isinstance(item, str) else str(item) for item in value] if isinstance(value, tuple) else value
     return f"{name} = {json.dumps(texts, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 

@@ -20,7 +20,7 @@ ARROWS = {
     "clients": {"clients"},
     "server": {"server", "model"},
     "model": {"model"},
-    "model.training": {"model", "model.training"},
+    "model.training": {"model", "model.training", "clients"},  # which draws from served models, too
 }
 HTTP_AND_LOOPS = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "asyncio"}
 FORBIDDEN_LIBRARIES = {

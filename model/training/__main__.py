@@ -11,6 +11,10 @@ METHODS = {
     "attempts": ".attempts",
     "score": ".score",
     "score-study": ".score_study",
+    "sample": ".sample",
+    "negative": ".negative",
+    "negative-study": ".negative_study",
+    "ranker": ".rank",
 }
 USAGE = f"usage: quietserve train {{{','.join(METHODS)}}} [arguments]; --help after a method lists its own"
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import drawing
 from ..checkpoint_folder import CONFIG
@@ -43,17 +44,17 @@ def once(folder: Path, main: Callable[[list[str]], int], argv: list[str]) -> Non
         raise SystemExit(code)
 
 
-def claim(folder: Path, settings: dict[str, str]) -> None:
-    """Note what a study's folder is made with. Raises ValueError where it was made with something else."""
-    file = folder / "study.json"
+def claim(folder: Path, settings: dict[str, Any], name: str = "study.json") -> None:
+    """Note what a folder is made with. Raises ValueError where it was made with something else."""
+    file = folder / name
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_aside(file, lambda aside: aside.write_text(json.dumps(settings) + "\n"))
     before = json.loads(file.read_text())
-    for name, value in settings.items():
-        if before.get(name) != value:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {value!r}; what is in {folder} was made with {before.get(name)!r}")
+    for key, value in settings.items():
+        if before.get(key) != value:
+            flag = key.replace("_", "-")
+            raise ValueError(f"--{flag} is {value!r}; what is in {folder} was made with {before.get(key)!r}")
 
 
 def check_study(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from quietserve.model.config import QuietConfig
 from quietserve.model.progress import Progress, ThoughtRecord, Token
 from quietserve.model.tokens import TextStream, Tokens
-from quietserve.model.voting import Verdict
+from quietserve.model.voting import Entry, Verdict
 from quietserve.server.scheduler import Attempt, EngineClosedError, Ticket
 
 MODEL = "fake"
@@ -62,12 +62,24 @@ class FakeEngine:
     tickets: list[Ticket] = field(default_factory=list)
     running: list[Ticket] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    judges: dict[str, Callable[[Entry], float]] = field(default_factory=dict)  # trained rankers, by their names
+    rank_failure: Exception | None = None  # raised by rank
 
     @property
     def num_running(self) -> int:
         return len(self.running)
 
     num_waiting = 0
+
+    @property
+    def rankers(self) -> tuple[str, ...]:
+        return tuple(self.judges)
+
+    async def rank(self, ranker: str, entries: Sequence[Entry]) -> list[float]:
+        await asyncio.sleep(self.pace_s)
+        if self.rank_failure:
+            raise self.rank_failure
+        return [self.judges[ranker](entry) for entry in entries]
 
     def close(self, timeout_s: float) -> None:
         self.ready = self.healthy = False

@@ -29,7 +29,7 @@ def test_models(client: Client) -> None:
         "thinking": True,
         "max_thought_depth": 16,
         "self_correction": True,
-        "rankers": ["logprob", "min_logprob"],
+        "rankers": ["min_logprob", "logprob"],
         "probes": [],
     }
 

@@ -137,7 +137,7 @@ BAD = [
         {"voting": "ranker", "best_of": 2, "ranker": "mine"},
         "invalid_value",
         "ranker",
-        "this server has logprob, min_logprob",
+        "this server has min_logprob, logprob",
     ),
     ({"best_of": 2, "answer_pattern": "boxed"}, "invalid_value", "answer_pattern", "only a request with voting"),
     ({"return_samples": True}, "invalid_value", "return_samples", "only a request with voting"),

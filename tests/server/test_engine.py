@@ -13,6 +13,7 @@ from quietserve.model.decode import generate
 from quietserve.model.progress import Generation
 from quietserve.model.quiet_model import QuietModel
 from quietserve.model.tokens import Tokens
+from quietserve.model.voting import Verdict
 from quietserve.server.engine import Engine
 from quietserve.server.scheduler import Attempt, EngineClosedError, EngineError, QueueFullError, Ticket
 
@@ -30,6 +31,7 @@ class Books:
         self.last_gauges = (0, 0, 0.0)
         self.judgements: list[tuple[bool | None, int]] = []
         self.num_out_of_memory = 0
+        self.ranked_answers = 0
 
     def admitted(self, ticket: Ticket) -> None: ...
 
@@ -43,6 +45,11 @@ class Books:
 
     def judged(self, ticket: Ticket) -> None:
         self.judgements.append((ticket.kept, ticket.num_output_tokens))
+
+    def ranked(self, ranker: str, num_answers: int, seconds: float) -> None:
+        self.ranked_answers += num_answers
+
+    def voted(self, strategy: str, verdict: Verdict) -> None: ...
 
     def out_of_memory(self, times: int) -> None:
         self.num_out_of_memory += times

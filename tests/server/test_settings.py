@@ -12,7 +12,7 @@ import pytest
 import tiny
 from quietserve.server.__main__ import main
 from quietserve.server.presets import Preset
-from quietserve.server.settings import Settings, SettingsError, check_config, read_settings
+from quietserve.server.settings import RankerPath, Settings, SettingsError, check_config, read_settings
 
 # Each flag, as it is written and what it becomes; the defaults are others.
 FLAGS: dict[str, tuple[str, Any]] = {
@@ -20,6 +20,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "served-model-name": ("m", "m"),
     "model-preset": ('deep={"thought_depth": 12}', (Preset("deep", {"thought_depth": 12}),)),
+    "ranker": ("checker=runs/ranker", (RankerPath("checker", "runs/ranker"),)),
     "dtype": ("bfloat16", "bfloat16"),
     "quantization": ("bnb-8bit", "bnb-8bit"),
     "device": ("cpu", "cpu"),

@@ -25,7 +25,7 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
     """
     count = evaluation.samples
     prompts = [ids for item in items for ids in [evaluation.loaded.tokens.encode(item.reasoning_prompt)] * count]
-    max_tokens = evaluation.reasoning_tokens or _longest_chain(evaluation, items)
+    max_tokens = evaluation.reasoning_tokens or longest_chain(evaluation, items)
     asked = [item for item in items for _ in range(count)]
     for depth in depths:
         params = [
@@ -66,7 +66,7 @@ def _count(
     }
 
 
-def _longest_chain(evaluation: Evaluation, items: Sequence[Item]) -> int:
+def longest_chain(evaluation: Evaluation, items: Sequence[Item]) -> int:
     """Room for the longest chain that a task's problems need, and half as much again; or for any, where none is known."""
     known = [item.reasoning for item in items if item.reasoning]
     if len(known) < len(items):

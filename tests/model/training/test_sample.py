@@ -1,0 +1,170 @@
+"""Answers drawn to be learned from: judged, resumed, from a checkpoint and from a server, on both sides of the split."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+import serving
+from quietserve.model.training import pretrain, sample
+from quietserve.model.training.evaluation.family_items import draw_items
+from quietserve.model.training.samples import Asked, Sample, append, read_samples, write_halves
+
+FEW = ["--n", "40", "--samples", "3"]
+CORRECTOR = ["--model", "score-small", "--tasks", "signed-sum"]
+
+
+@contextmanager
+def serve_saying(answer: Callable[[int], str]) -> Iterator[str]:
+    """The address of a server with OpenAI's completions and nothing else, whose answers are a function of their seed."""
+
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": []}
+
+    async def complete(body: dict[str, Any]) -> dict[str, Any]:
+        texts = [answer(body["seed"] + i) for i in range(body["n"])]
+        assert body.get("thought_depth", 2) == 2
+        told = [{"tokens": ["?"], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [0]} for _ in texts]
+        choices = [{"index": i, "text": t, "finish_reason": "stop", "logprobs": told[i]} for i, t in enumerate(texts)]
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+
+    app = FastAPI()
+    app.get("/v1/models")(models)
+    app.post("/v1/completions")(complete)
+    with serving.serve(app) as url:
+        yield url
+
+
+def draw(folder: Path, *flags: str) -> list[Asked]:
+    assert sample.main(["--out", str(folder), *FEW, *flags]) == 0
+    return read_samples(folder)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    draw(folder, *CORRECTOR)
+    return folder
+
+
+def test_right_ones_are_right_and_the_halves_hold_them(drawn: Path) -> None:
+    asked = read_samples(drawn)
+    assert len(asked) == len({one.question for one in asked}) == 40
+    for one in asked:
+        assert one.prompt == one.direct_prompt == f"Question: {one.question}\nAnswer:"
+        for told in one.samples:
+            left = told.text.split()[-1:] == ["0"]
+            assert left or not told.right, "right ones leave nothing"
+            assert told.min_logprob <= told.logprob / told.num_tokens <= 0
+    pairs = {
+        name: [json.loads(line) for line in (drawn / name).read_text().splitlines()]
+        for name in ("positive.jsonl", "negative.jsonl")
+    }
+    right = [(one.prompt, told.text) for one in asked for told in one.samples if told.right]
+    assert [(pair["prompt"], pair["completion"]) for pair in pairs["positive.jsonl"]] == right
+    assert 0 < len(right) < 120
+    assert len(right) + len(pairs["negative.jsonl"]) == 120
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(drawn: Path, tmp_path: Path) -> None:
+    whole = (drawn / "samples.jsonl").read_bytes()
+    for name in ("sampling.json", "samples.jsonl"):
+        (tmp_path / name).write_bytes((drawn / name).read_bytes())
+    (tmp_path / "samples.jsonl").write_bytes(
+        whole[: whole.index(b"\n") * 2 // 3 + whole.index(b"\n")]
+    )  # a line and a half
+    draw(tmp_path, *CORRECTOR, "--resume")
+    assert (tmp_path / "samples.jsonl").read_bytes() == whole
+
+
+def test_who_answers_nothing_is_in_neither_half(tmp_path: Path) -> None:
+    some = [
+        Sample("1", "1", True, -1.0, -1.0, 1),
+        Sample("2", "2", False, -1.0, -1.0, 1),
+        Sample("", None, False, -1.0, -1.0, 1),
+    ]
+    one = Asked("s", "q", "p", "d", "1", tuple(some))
+    assert ([s.text for s in one.right], [s.text for s in one.wrong]) == (["1"], ["2"])
+    append(tmp_path, [one])
+    assert write_halves(tmp_path) == (1, 1)
+
+
+def test_chains_of_thought_are_asked_for_and_read(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    sizes = ["--width", "32", "--layers", "1", "--heads", "1", "--steps", "30", "--idle-steps", "0", "--batch", "16"]
+    assert pretrain.main(["--out", str(base), "--families", "dial", *sizes, "--direct", "0"]) == 0
+    asked = draw(tmp_path / "chains", "--model", str(base), "--tasks", "dial")
+    assert all(one.prompt == one.direct_prompt + " ---" for one in asked)
+    told = [(one, s) for one in asked for s in one.samples]
+    assert any(s.answer for _, s in told)
+    assert all(s.text.rpartition(" --- ")[2].strip() == s.answer for _, s in told if s.answer and s.answer.isdigit())
+    assert all(s.right == (s.answer == one.key) for one, s in told)
+    direct = draw(tmp_path / "direct", "--model", str(base), "--tasks", "dial", "--direct")
+    assert all(one.prompt == one.direct_prompt for one in direct)
+
+
+def test_the_split(tmp_path: Path) -> None:
+    held = {one.question for one in draw(tmp_path / "held", *CORRECTOR, "--held-out", "--seed", "1")}
+    assert held == {item.question for item in draw_items("signed-sum", 40, seed=1)}
+    assert not held & {one.question for one in draw(tmp_path / "train", *CORRECTOR)}
+
+
+def test_from_a_server(tmp_path: Path) -> None:
+    """Any with OpenAI's completions: this one says one of three things, by its seed."""
+    with serve_saying(lambda seed: [" Monday 1 --- 1", " --- 2", " hm"][seed % 3]) as url:
+        flags = ["--url", url, "--tasks", "dial", "--samples", "20", "--n", "3", "--params", '{"thought_depth": 2}']
+        asked = draw(tmp_path, *flags)
+    told = [s for one in asked for s in one.samples]
+    assert len(told) == 60, "more than one request asks for"
+    assert {s.answer for s in told} == {"1", "2", None}
+    assert all(s.right == (s.answer == one.key) for one in asked for s in one.samples)
+    assert all(s.logprob < 0 for s in told)
+
+
+def test_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "It is 2. #### 2"}\n{"question": "2 + 1?", "answer": "#### 3"}\n')
+    with serve_saying(lambda seed: f"So {seed % 4}") as url:
+        asked = draw(tmp_path / "out", "--url", url, "--tasks", str(file))
+    assert [one.key for one in asked] == ["2", "3"]
+    assert all(s.right == (s.answer == one.key) for one in asked for s in one.samples)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--temperature", "0"], "--temperature is 0.0; it must be above 0 and at most 2"),
+        (["--tasks", "nothing"], "--tasks is nothing; it must be among"),
+        (["--samples", "0"], "--samples is 0; it must be 1 or more"),
+        (["--depth", "4"], "--depth is 4; it must be 0: the model does not think"),
+        (["--max-tokens", "2000"], "the model's context has room for 1024"),
+        (["--params", '{"n": 2}'], "it is for a served model's requests"),
+    ],
+)
+def test_what_cannot_be_drawn(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample.main(["--out", str(tmp_path / "out"), *CORRECTOR, *FEW, *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_is_there_is_not_lost(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (drawn / "samples.jsonl").read_bytes()
+    assert sample.main(["--out", str(drawn), *CORRECTOR, *FEW]) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert sample.main(["--out", str(drawn), *CORRECTOR, *FEW, "--resume", "--seed", "9"]) == 2
+    assert "--seed is 9; what is in" in capsys.readouterr().err
+    assert sample.main(["--out", str(drawn), "--url", "http://127.0.0.1:9", "--tasks", "dial", "--resume"]) == 2
+    assert (drawn / "samples.jsonl").read_bytes() == before
+
+
+def test_files_that_hold_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train sample` makes it"):
+        read_samples(tmp_path)
+    for line in ("{}", "[1]", "nothing", '{"samples": [{}]}'):
+        (tmp_path / "samples.jsonl").write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"samples\.jsonl:1: holds no question"):
+            read_samples(tmp_path)
