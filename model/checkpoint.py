@@ -43,6 +43,7 @@ Layout = Literal["quietserve", "public", "plain"]
 
 QUIET_CONFIG, QUIET_TENSORS = "quiet_config.json", "quiet.safetensors"
 CORRECTION = "correction.json"
+INTEGRATION = "integration.json"  # of what `train negative --arm nat` leaves
 
 _Config = TypeVar("_Config", QuietConfig, CorrectionConfig)
 
@@ -75,6 +76,11 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
             Nothing is half loaded.
     """
     folder = find(path)
+    if (folder / INTEGRATION).exists():
+        raise CheckpointError(
+            f"{folder}: holds two adapters and what weighs them, which are not merged; `quietserve train negative --arm nce "
+            "--teacher` makes a checkpoint of them"
+        )
     config = read_json(folder / CONFIG)
     check_files(folder)
     lm, extra = _load_lm(folder, config, dtype, device, quantization)

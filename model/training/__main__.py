@@ -15,6 +15,7 @@ METHODS = {
     "negative": ".negative",
     "negative-study": ".negative_study",
     "ranker": ".rank",
+    "ranker-study": ".rank_study",
 }
 USAGE = f"usage: quietserve train {{{','.join(METHODS)}}} [arguments]; --help after a method lists its own"
 

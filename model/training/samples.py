@@ -55,20 +55,19 @@ def read_samples(folder: Path) -> list[Asked]:
     """The questions of a folder. Raises ValueError naming the file, and the number of the line that is at fault."""
     file = folder / SAMPLES
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"{file}: cannot be read: {reason}; `quietserve train sample` makes it") from error
-    asked = [_read_line(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
-    if not asked:
+    if lines == [""]:
         raise ValueError(f"{file}: holds no questions")
-    return asked
+    return [_read_line(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def append(folder: Path, asked: Sequence[Asked]) -> None:
     """Add questions to a folder's."""
     with (folder / SAMPLES).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in asked)
+        file.writelines(json.dumps(asdict(one)) + "\n" for one in asked)
 
 
 def keep_multiple(folder: Path, size: int) -> int:
@@ -96,7 +95,7 @@ def write_halves(folder: Path) -> tuple[int, int]:
 
 
 def _pair(asked: Asked, sample: Sample) -> str:
-    return json.dumps({"prompt": asked.prompt, "completion": sample.text}, ensure_ascii=False) + "\n"
+    return json.dumps({"prompt": asked.prompt, "completion": sample.text}) + "\n"
 
 
 def _read_line(line: str, source: str) -> Asked:
