@@ -7,8 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from quietserve.model import checkpoint
+from quietserve.model import checkpoint, ranker
 from quietserve.model.backbone import Backbone
+from quietserve.model.checkpoint import Loaded
 from quietserve.model.config import QuietConfig
 from quietserve.model.quiet_model import QuietModel
 
@@ -66,6 +67,14 @@ def quiet_model(
 def thinking_parameters(model: QuietModel) -> list[torch.nn.Parameter]:
     """The markers and the mixing head: all that is not the language model."""
     return [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+
+
+def save_ranker(folder: Path, loaded: Loaded) -> Path:
+    """Write a random ranker for a model's answers."""
+    torch.manual_seed(0)
+    config = ranker.states_config(loaded, width=8, layers=1, heads=2)
+    ranker.save_ranker(folder, config, ranker.StatesJudge(ranker.StatesEncoder(config), loaded))
+    return folder
 
 
 def save(folder: Path, **settings: Any) -> Path:

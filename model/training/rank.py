@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--width", type=int, default=64, help="of the encoder on the states (%(default)s)")
     add("--layers", type=int, default=2, help="of it; 0 only pools (%(default)s)")
     add("--heads", type=int, default=4, help="of it (%(default)s)")
-    add("--steps", type=int, default=2000, help="updates (%(default)s)")
+    add("--steps", type=int, default=1000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="answers an update (%(default)s)")
     add("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
     add("--warmup", type=int, default=50, help="updates of warm-up (%(default)s)")

@@ -19,7 +19,10 @@ import httpx
 import pytest
 import yaml
 
+import tiny
 from promql import grouping_labels, sample_labels, selectors
+from quietserve.model import checkpoint
+from quietserve.model.bundled import DEFAULT
 from serving import serving
 
 FOLDER = Path(__file__).parents[2] / "docs/deploy"
@@ -70,7 +73,15 @@ def make_traffic(url: str) -> None:
         adaptive = {"thought_mode": "adaptive", "thought_threshold": 0.1}
         corrected = {"thought_depth": 0, "self_correction_turns": 1}
         voting = {"thought_depth": 0, "temperature": 1, "best_of": 2, "voting": "majority"}
-        for more in ({"thought_depth": 0}, {"thought_depth": 4}, {"thought_depth": 4, **adaptive}, corrected, voting):
+        ranked = voting | {"voting": "ranker", "ranker": "random"}
+        for more in (
+            {"thought_depth": 0},
+            {"thought_depth": 4},
+            {"thought_depth": 4, **adaptive},
+            corrected,
+            voting,
+            ranked,
+        ):
             assert client.post("/v1/completions", json=body | more).status_code == 200
         assert client.post("/v1/completions", json=body | {"temperature": "hot"}).status_code == 400
         long = body | {"thought_depth": 12, "max_tokens": 150, "stream": True}
@@ -82,7 +93,8 @@ def make_traffic(url: str) -> None:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("key") / "api_key"
     file.write_text(KEY)
-    with serving("--api-key-file", str(file)) as address:
+    ranker = tiny.save_ranker(tmp_path_factory.mktemp("ranker"), checkpoint.load(DEFAULT))
+    with serving("--api-key-file", str(file), "--ranker", f"random={ranker}") as address:
         make_traffic(address)
         yield address
 
