@@ -20,15 +20,16 @@ import tiny
 from quietserve.model import checkpoint
 from quietserve.model.answers import normalise
 from quietserve.model.bundled import DEFAULT
+from quietserve.model.ranker import load_ranker
 from quietserve.model.training.evaluation.corrected import make_player
 from quietserve.model.training.evaluation.evaluation import Evaluation
 from quietserve.model.training.evaluation.family_items import draw_items
-from quietserve.model.voting import Candidate, vote
+from quietserve.model.voting import Candidate, Entry, vote
 from quietserve.server.__main__ import main as serve
 from serving import COMMAND, ENVIRONMENT, serving
 
 ROOT = Path(__file__).parent.parent
-CORRECTOR = "score-small"
+CORRECTOR, RANKER = "score-small", "score-ranker"
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,10 @@ def test_a_port_that_is_taken(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def corrector() -> Iterator[httpx.Client]:
-    with serving(CORRECTOR) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with (
+        serving(CORRECTOR, "--ranker", f"checker={RANKER}") as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
         yield client
 
 
@@ -240,6 +244,32 @@ def test_votes_over_http_are_those_of_the_same_answers(corrector: httpx.Client) 
         single += sum(map(item.verify, texts)) / len(texts)
         voted += item.verify(choice["text"])
     assert voted > single + 1
+
+
+def test_votes_that_a_ranker_weighs_are_those_of_the_same_answers(corrector: httpx.Client) -> None:
+    """Scored offline, the samples of a reply have the scores and the winner that it tells; `/v1/score` says the same."""
+    loaded = checkpoint.load(CORRECTOR)
+    ranker, single, voted = load_ranker(RANKER, loaded), 0.0, 0
+    items = draw_items("signed-sum", 24, seed=7)
+    for seed, item in enumerate(items):
+        asked = {"prompt": item.prompt, "seed": seed, "max_tokens": 16, "best_of": 8, "voting": "ranker"}
+        reply = corrector.post("/v1/completions", json=asked | {"return_samples": True}).json()
+        samples = reply["voting"]["samples"]
+        scores = ranker.score([Entry(tuple(loaded.tokens.encode(item.prompt)), one["text"]) for one in samples])
+        assert [one["score"] for one in samples] == pytest.approx(scores, abs=2e-6)
+        told = zip(samples, scores, strict=True)
+        candidates = [
+            Candidate(i, normalise(one["text"]), mean_logprob=one["mean_logprob"], score=score)
+            for i, (one, score) in enumerate(told)
+        ]
+        assert reply["choices"][0]["text"] == samples[vote(candidates, "ranker").groups[0].members[0].index]["text"]
+        body = {"prompt": item.prompt, "candidates": [one["text"] for one in samples]}
+        judged = corrector.post("/v1/score", json=body).json()
+        assert [one["score"] for one in judged["data"]] == pytest.approx(scores, abs=2e-6)
+        assert (judged["ranker"], reply["voting"]["ranker"]) == ("checker", "checker")
+        single += sum(item.verify(one["text"]) for one in samples) / len(samples)
+        voted += item.verify(reply["choices"][0]["text"])
+    assert voted > single + 6
 
 
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
