@@ -87,7 +87,7 @@ def test_the_table_is_paired() -> None:
 def test_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One small run of the command, repeated: what is there is not made again."""
     flags = ["--out", str(tmp_path / "out"), "--models", "score-small", "--tasks", "signed-sum", "--seeds", "0"]
-    flags += ["--n", "24", "--questions", "24", "--learned-samples", "6", "--rows", "states", "pooled"]
+    flags += ["--n", "8", "--questions", "16", "--learned-samples", "4", "--rows", "states", "pooled"]
     flags += ["--ranker", "--steps 8 --batch 16 --held 0.5", "--results", str(tmp_path / "ranker.json")]
     assert rank_study.main(flags) == 0
     said = capsys.readouterr().out
