@@ -35,6 +35,7 @@ from .tasks import EVERY, SEARCHES, problems
 from .tasks.files import read_items
 from .tasks.item import Item, Wording
 
+MADE_WITH = "sampling.json"  # what a folder's answers were asked for with
 AT_ONCE = 32  # questions between two writes
 SERVED_TOKENS = 256  # of an answer, where nothing is known of the tokenizer
 SETTINGS = ("tasks", "direct", "held_out", "samples", "temperature", "max_tokens", "depth", "params", "seed")
@@ -55,7 +56,7 @@ def sample(args: argparse.Namespace) -> None:
     bar = tqdm(total=len(items), initial=done, unit="question", file=sys.stderr, mininterval=1.0)
     with _sampler(args, items) as sampler, bar:
         for first in range(done, len(items), AT_ONCE):
-            part = items[first : min(first + AT_ONCE, len(items))]
+            part = items[first : first + AT_ONCE]
             samples.append(args.out, draw(sampler, part, range(first, first + len(part)), args.samples, args.direct))
             bar.update(len(part))
     right, wrong = samples.write_halves(args.out)
@@ -107,15 +108,11 @@ def _judge(item: Item, drawn: Drawn, direct: bool) -> Sample:
 
 
 def _items(args: argparse.Namespace) -> Iterator[Item]:
-    """Families' problems first, in equal shares; then those of files."""
+    """Those of files first, then families' problems, in equal shares and without end: with more asked for, the first stay."""
     families = [name for name in args.tasks if name in EVERY]
     files = [read_items(Path(name), Wording()) for name in args.tasks if name not in EVERY]
-    if not families:
-        return itertools.chain(*files)
-    drawn = problems("held_out" if args.held_out else "train", families, args.seed)
-    items = (FamilyItem(problem, problem.answers) for problem in drawn)
-    known = max(0, args.n - sum(map(len, files)))
-    return itertools.chain(itertools.islice(items, known), *files)
+    drawn = problems("held_out" if args.held_out else "train", families, args.seed) if families else ()
+    return itertools.chain(*files, (FamilyItem(problem, problem.answers) for problem in drawn))
 
 
 def _open(args: argparse.Namespace) -> None:
@@ -123,9 +120,11 @@ def _open(args: argparse.Namespace) -> None:
     file = args.out / SAMPLES
     if file.exists() and not args.resume:
         raise ValueError(f"{file} is an earlier run's: --resume goes on with it; or use another folder")
+    if not file.exists():
+        (args.out / MADE_WITH).unlink(missing_ok=True)  # a run that drew nothing binds nobody
     stop = None if args.stop is None else list(args.stop)
     settings = {name: getattr(args, name) for name in SETTINGS}
-    claim(args.out, settings | {"stop": stop, "model": str(args.model), "url": args.url}, "sampling.json")
+    claim(args.out, settings | {"stop": stop, "model": str(args.model), "url": args.url}, MADE_WITH)
 
 
 @contextmanager
@@ -134,7 +133,11 @@ def _sampler(args: argparse.Namespace, items: Sequence[Item]) -> Iterator[Sample
         yield _local(args, checkpoint.load(args.model, args.dtype, args.device), items)
         return
     with Client(args.url) as client:
-        yield _served(args, client, items)
+        try:
+            client.models()  # an address that is none is told of before anything else
+            yield _served(args, client, items)
+        except ApiError as error:
+            raise OSError(f"--url {args.url}: {error}") from error
 
 
 def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> LocalSampler:
@@ -164,10 +167,6 @@ def _served(args: argparse.Namespace, client: Client, items: Sequence[Item]) -> 
         "stop": list(_stop(args, items)) or None,
         "thought_depth": args.depth,
     }
-    try:
-        client.models()
-    except ApiError as error:
-        raise ValueError(f"--url {args.url}: {error}") from error
     return ServedSampler(client, {**known, **args.params}, args.seed)
 
 

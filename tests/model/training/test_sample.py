@@ -157,8 +157,26 @@ def test_what_is_there_is_not_lost(drawn: Path, capsys: pytest.CaptureFixture[st
     assert "--resume goes on with it" in capsys.readouterr().err
     assert sample.main(["--out", str(drawn), *CORRECTOR, *FEW, "--resume", "--seed", "9"]) == 2
     assert "--seed is 9; what is in" in capsys.readouterr().err
-    assert sample.main(["--out", str(drawn), "--url", "http://127.0.0.1:9", "--tasks", "dial", "--resume"]) == 2
     assert (drawn / "samples.jsonl").read_bytes() == before
+
+
+def test_a_server_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said in one line, and binds nobody to that address."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between retries
+    assert sample.main(["--out", str(tmp_path), "--url", "http://127.0.0.1:9", "--tasks", "dial", *FEW]) == 1
+    assert "--url http://127.0.0.1:9: " in capsys.readouterr().err
+    assert len(draw(tmp_path, *CORRECTOR, "--n", "2")) == 2
+
+
+def test_with_more_questions_the_first_stay(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "It is 2. #### 2"}\n')
+    flags = ["--model", "score-small", "--tasks", str(file), "signed-sum", "--samples", "1"]
+    few, more = draw(tmp_path / "a", *flags, "--n", "3"), draw(tmp_path / "b", *flags, "--n", "6")
+    assert [one.question for one in more][:3] == [one.question for one in few]
+    assert few[0].key == "2"
 
 
 def test_files_that_hold_no_samples(tmp_path: Path) -> None:
