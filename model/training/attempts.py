@@ -5,11 +5,15 @@ share `--random` one drawn at random, whose steps are true and which mostly fail
 got there. The second attempt has nothing to do with the first, or repeats it, with the share `--copies`; so before it is
 trained (SCoRe, arXiv 2409.12917) the base's second answer is no better than its first. With the share `--foreign` the first is
 one at another problem, or the second would lean on it: what it says of the numbers is true, and cheap to repeat.
+
+With the share `--asides` an attempt stops on its way and tries in an aside how the rest might go, at random; if that gets there it
+is the answer. Such a base can learn to think quietly (`train quiet-star --families`), as thoughts begin as asides.
 """
 
 import argparse
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +26,7 @@ from ..quiet_model import QuietModel
 from ..tokens import Tokens
 from .arguments import require, require_least, run
 from .batches import Batch, pad
-from .documents import PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
+from .documents import DASH, PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
 from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
 from .pretrain import build_model, document_loss
 from .processes import Processes
@@ -42,6 +46,7 @@ class Attempts:
         random_share: of attempts that are drawn at random.
         copies: share of the other second attempts that repeat the first.
         foreign: share of second attempts that follow an attempt at another problem.
+        asides: share of right attempts, the last of their document, that hold an aside.
     """
 
     def __init__(
@@ -52,9 +57,10 @@ class Attempts:
         random_share: float,
         copies: float,
         foreign: float,
+        asides: float = 0.0,
     ) -> None:
         self._tokens, self._families = Tokens(tokenizer), families
-        self._random_share, self._copies, self._foreign = random_share, copies, foreign
+        self._random_share, self._copies, self._foreign, self._asides = random_share, copies, foreign, asides
         self._between = bridge(self._tokens, instruction)
         self._pad = token_id(tokenizer, PAD)
 
@@ -69,23 +75,44 @@ class Attempts:
         prompt, answer = self._tokens.encode(write_prompt(problem)), self._attempt(rng, family, problem)
         read = [0.0, *_light(prompt[1:])]
         if rng.random() < 0.5:
-            return [*prompt, *answer], [*read, *[1.0] * len(answer)]
+            said, weights = self._say(rng, family, problem, answer)
+            return [*prompt, *said], [*read, *weights]
         second, counts = answer, 1.0
         if rng.random() < self._foreign:
             other = draw(rng, "train", family, problem.num_steps)
             answer, counts = self._attempt(rng, family, other), 0.0  # nobody is to answer so
         elif rng.random() >= self._copies:
             second = self._attempt(rng, family, problem)
-        told = next_prompt(prompt, answer, self._tokens.eos_ids, self._between)  # whose bridge ends the answer, too
-        weights = [*read, *[counts] * len(answer), *_light(self._between[1:]), *[1.0] * len(second)]
-        return [*told, *second], weights
+        first = self._encode(answer)
+        told = next_prompt(prompt, first, self._tokens.eos_ids, self._between)  # whose bridge ends the answer, too
+        said, weights = self._say(rng, family, problem, second)
+        return [*told, *said], [*read, *[counts] * len(first), *_light(self._between[1:]), *weights]
 
-    def _attempt(self, rng: random.Random, family: Search, problem: Problem) -> list[int]:
+    def _say(self, rng: random.Random, family: Search, problem: Problem, answer: str) -> tuple[list[int], list[float]]:
+        """An answer, perhaps with an aside, and what its tokens count: where an aside begins nobody is to foretell."""
+        if not self._asides or rng.random() >= self._asides or not family.verify(problem, answer):
+            ids = self._encode(answer)
+            return ids, [1.0] * len(ids)
+        words = answer.split()
+        cut = rng.randrange(len(words))
+        trial = family.attempt(rng, problem)
+        while trial.split()[:cut] != words[:cut]:
+            trial = family.attempt(rng, problem)
+        rest = trial.split()[cut:] if family.verify(problem, trial) else words[cut:]
+        before = self._tokens.encode(_spaced(words[:cut]), special=False)
+        aside = self._tokens.encode(f"{DASH}{_spaced(trial.split()[cut:])}{DASH}{_spaced(rest)}", special=False)
+        ids = [*before, *aside, *self._tokens.eos_ids]
+        return ids, [1.0] * len(before) + [0.0] + [1.0] * (len(ids) - len(before) - 1)
+
+    def _encode(self, answer: str) -> list[int]:
+        return [*self._tokens.encode(f" {answer}", special=False), *self._tokens.eos_ids]
+
+    def _attempt(self, rng: random.Random, family: Search, problem: Problem) -> str:
         text = family.attempt(rng, problem)
         if rng.random() >= self._random_share:
             while not family.verify(problem, text):
                 text = family.attempt(rng, problem)
-        return [*self._tokens.encode(f" {text}", special=False), *self._tokens.eos_ids]
+        return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
     )
     if not (args.resume and loop.resume()):
         loop.start_afresh()
-    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies, args.foreign)
+    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies, args.foreign, args.asides)
 
     def work(step: int) -> dict[str, float]:
         loss = document_loss(model, attempts.batch(step_rng(args.seed, step), args.batch))
@@ -130,7 +157,12 @@ def _corpus(args: argparse.Namespace) -> list[str]:
     return [
         *(f"{write_prompt(problem)} {problem.answer}" for problem in drawn),
         f"Question: {args.instruction}\nAnswer:",
+        *([DASH] if args.asides else []),
     ]
+
+
+def _spaced(words: Sequence[str]) -> str:
+    return "".join(f" {word}" for word in words)
 
 
 def _light(ids: list[int]) -> list[float]:
@@ -141,7 +173,7 @@ def _light(ids: list[int]) -> list[float]:
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
-    for name in ("random", "copies", "foreign"):
+    for name in ("random", "copies", "foreign", "asides"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
     require(args, "lr", args.lr > 0, "above 0")
     require(args, "families", set(args.families) <= set(SEARCHES), "among " + ", ".join(SEARCHES))
@@ -158,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--random", type=float, default=0.1, help="share of attempts that are drawn at random (%(default)s)")
     add("--foreign", type=float, default=0.5, help="share of second attempts behind another problem's (%(default)s)")
     add("--copies", type=float, default=0.9, help="share of the others that repeat the first (%(default)s)")
+    add("--asides", type=float, default=0.0, help="share of right attempts with an aside in them (%(default)s)")
     add("--steps", type=int, default=4000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="documents an update (%(default)s)")
     add("--lr", type=float, default=1.2e-3, help="highest learning rate (%(default)s)")

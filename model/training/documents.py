@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .batches import Batch, pad
-from .tasks import FAMILIES, Problem, draw, problems
+from .tasks import EVERY, FAMILIES, Problem, draw, problems
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -116,11 +116,12 @@ def make_batch(
     rng: random.Random,
     size: int,
     styles: Mapping[Style, float],
-    steps: Sequence[int],
+    steps: Sequence[int] | None,
     families: Sequence[str] = tuple(FAMILIES),
 ) -> Batch:
-    """Draw `size` training documents: families and numbers of steps evenly, styles by their shares."""
-    drawn = [draw(rng, "train", FAMILIES[rng.choice(families)], rng.choice(steps)) for _ in range(size)]
+    """Draw `size` training documents: families and numbers of steps (None: a family's own) evenly, styles by their shares."""
+    chosen_families = (EVERY[rng.choice(families)] for _ in range(size))
+    drawn = [draw(rng, "train", family, rng.choice(steps or family.steps)) for family in chosen_families]
     chosen = rng.choices(list(styles), weights=list(styles.values()), k=size)
     texts = [write_document(problem, style, rng) for problem, style in zip(drawn, chosen, strict=True)]
     return collate(tokenizer, drawn, texts, chosen)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from .batches import Batch
 from .documents import DASH_TOKEN, PAD, make_batch
 from .loop import step_rng
-from .tasks import FAMILIES, MAX_STEPS
+from .tasks import FAMILIES
 
 
 class ProblemTexts:
@@ -35,8 +35,9 @@ class ProblemTexts:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        steps, rng = range(1, MAX_STEPS + 1), step_rng(self._seed, step)
-        return make_batch(self._tokenizer, rng, self._size, {"direct": 1.0}, steps, self._families)
+        return make_batch(
+            self._tokenizer, step_rng(self._seed, step), self._size, {"direct": 1.0}, None, self._families
+        )
 
     def state(self) -> dict[str, Any]:
         """Nothing: the step says where it stands."""

@@ -23,7 +23,6 @@ from .arguments import (
     recipe,
     require,
     require_even,
-    require_families,
     require_least,
     run,
 )
@@ -31,7 +30,7 @@ from .loop import LoopConfig
 from .objective import Arm, ThinkingConfig
 from .problem_texts import ProblemTexts
 from .processes import Processes
-from .tasks import FAMILIES
+from .tasks import EVERY, FAMILIES
 from .thinker import ThinkerConfig
 from .trainer import Trainer, TrainerConfig
 
@@ -128,7 +127,7 @@ def _check(args: argparse.Namespace) -> None:
     require_least(args, 0, "beta", "warmup", "weight_decay")
     require(args, "thought_temperature", 0 <= args.thought_temperature <= 2, "between 0 and 2")
     check_adapters(args)
-    require_families(args, "families")
+    require(args, "families", set(args.families) <= set(EVERY), "among " + ", ".join(EVERY))
 
 
 def _is_count(text: str) -> bool:

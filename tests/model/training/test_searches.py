@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quietserve.model import checkpoint
 from quietserve.model.training import attempts
 from quietserve.model.training.attempts import Attempts
-from quietserve.model.training.documents import PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
+from quietserve.model.training.documents import DASH, PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
 from quietserve.model.training.tasks import SEARCHES, is_held_out, problems
 from quietserve.model.training.tasks.karel import act
 from quietserve.model.training.tasks.routes import DEEDS
@@ -131,6 +131,33 @@ def test_an_attempt_at_another_problem_is_read_and_neither_learned_nor_copied() 
     assert len(pairs) > 50
     assert all(first != second for first, second in pairs)
     assert all(second.split()[-1] == "0" for _, second in pairs), "the problem that was asked is solved"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_an_aside_tries_how_the_rest_might_go(name: str) -> None:
+    """In last attempts alone, which are right; what it comes to if it got there is the answer; nobody foretells where it begins."""
+    drawn = list(itertools.islice(problems("train", (name,)), 300))
+    tokenizer = build_tokenizer([f"{write_prompt(p)} {p.answer} Question: Again.\nAnswer: ---" for p in drawn])
+    documents, family = Attempts(tokenizer, [SEARCHES[name]], "Again.", 0.0, 0.5, 0.5, asides=1.0), SEARCHES[name]
+    got_there, opens, rng = 0, token_id(tokenizer, DASH), random.Random(2)
+    for problem in drawn:
+        answer = documents._attempt(rng, family, problem)
+        ids, weights = documents._say(rng, family, problem, answer)
+        before, aside, rest = documents._tokens.decode(ids).split(DASH)
+        assert family.verify(problem, before + rest)
+        trial = before + aside
+        assert reaches_its_goal(name, problem.facts, trial) == family.verify(problem, trial)
+        if family.verify(problem, trial):
+            got_there += 1
+            assert aside.split() == rest.split()
+        else:
+            assert before + rest == f" {answer}"
+        assert [i for i, weight in enumerate(weights) if weight == 0] == [ids.index(opens)]
+        assert len(weights) == len(ids)
+    assert 10 < got_there < 290
+    batch = documents.batch(random.Random(3), 100)
+    told = [documents._tokens.decode(ids, special=True).split("<|endoftext|>") for ids in batch.ids_BT.tolist()]
+    assert all(DASH not in parts[0] for parts in told if "Again." in parts[1]), "a thought is not seen later on"
 
 
 def test_prompts_and_the_instruction_count_little() -> None:
