@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
 settings.register_profile("quietserve", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("quietserve")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch  # not by the process that only hands tests out
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

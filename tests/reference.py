@@ -4,6 +4,8 @@ A thought after x_i sees x_0 .. x_i and itself, which is what a plain causal mod
 """
 
 import copy
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,7 +55,8 @@ class Reference:
         logits = self._logits(h_base)
         if params.thought_depth == 0 or self._is_sure(logits, params):
             return Step(logits, [], [])
-        thoughts = [self._think(base, i, params) for i in range(params.num_thoughts)]
+        read = functools.cache(functools.partial(self._read, base))  # thoughts of a position begin alike
+        thoughts = [self._think(read, len(tokens), i, params) for i in range(params.num_thoughts)]
         weights = [self.model.mixing_head(h_base, h) for _, h in thoughts]
         mixed = [self._logits((1 - w) * h_base + w * h) for w, (_, h) in zip(weights, thoughts, strict=True)]
         if len(mixed) > 1:
@@ -66,20 +69,25 @@ class Reference:
         probs = logits.softmax(-1)
         return float(-(probs * probs.clamp(min=1e-30).log()).sum()) < params.thought_threshold
 
-    def _think(self, base: Tensor, index: int, params: SamplingParams) -> tuple[list[int], Tensor]:
-        """One thought after a text, and the hidden state behind its END."""
+    def _read(self, base: Tensor, thought: tuple[int, ...], end: bool = False) -> Tensor:
+        """The hidden state behind a thought's last token, or behind its END."""
         model, embed = self.model, self.lm.get_input_embeddings()
+        ids = torch.tensor(thought, dtype=torch.long)
+        return self.hidden(torch.cat([base, model.start_embedding[None], embed(ids), model.end_embedding[None][:end]]))
+
+    def _think(
+        self, read: Callable[..., Tensor], length: int, index: int, params: SamplingParams
+    ) -> tuple[list[int], Tensor]:
+        """One thought after a text, and the hidden state behind its END."""
         thought: list[int] = []
-        read = torch.cat([base, model.start_embedding[None]])
         while len(thought) < params.thought_depth:
-            key = (thought_seed(params.seed, index), len(base) - 1, len(thought) + 1)
-            logits = self._logits(self.hidden(read))[None]
+            key = (thought_seed(params.seed, index), length - 1, len(thought) + 1)
+            logits = self._logits(read(tuple(thought)))[None]
             token = sample_thoughts(logits, [key], [params.thought_temperature])[0]
-            if token in model.stop_ids:
+            if token in self.model.stop_ids:
                 break
             thought.append(token)
-            read = torch.cat([read, embed(torch.tensor([token]))])
-        return thought, self.hidden(torch.cat([read, model.end_embedding[None]]))
+        return thought, read(tuple(thought), end=True)
 
     def generate(self, prompt: list[int], params: SamplingParams, eos: frozenset[int]) -> tuple[list[int], list[Step]]:
         """Visible tokens and the steps that gave them."""

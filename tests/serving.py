@@ -1,5 +1,6 @@
 """Real servers on the loopback: a process, as a user runs it, or an application in this one."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -11,12 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import uvicorn
 
+from quietserve.clients.command import main
+
 COMMAND = [sys.executable, "-m", "quietserve.clients.command"]
+SERVE = ["serve", "--port", "0", "--log-level", "warning"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -29,28 +35,55 @@ class Server:
 
 
 @contextmanager
-def serving(*flags: str, **settings: Any) -> Iterator[str]:
-    """A ready server's address; it is ended with SIGTERM, and must end well."""
-    with running(*flags, **settings) as server:
-        yield server.url
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+def serving(*flags: str) -> Iterator[str]:
+    """A ready server's address; it is ended with SIGTERM, and must end well.
+
+    A process of its own that runs the command, but forked from one that has imported it: that is most of what a start costs.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["quietserve.server.__main__"])
+    said, says = context.Pipe(duplex=False)
+    process = context.Process(target=_be_served, args=(says, *SERVE, *flags))
+    with patch.dict(os.environ, ENVIRONMENT):  # the one that is forked from has that of the first start
+        process.start()
+    says.close()
+    try:
+        with said, open(said.fileno(), closefd=False) as lines:
+            url = address_in(lines.readline())
+            wait_until_ready(url)
+            yield url
+            process.terminate()
+            process.join(30)
+            assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+
+
+def _be_served(says: Connection, *argv: str) -> None:
+    """The command in this process; what it prints is said."""
+    os.dup2(says.fileno(), sys.stdout.fileno())
+    sys.exit(main(list(argv)))
 
 
 @contextmanager
 def running(*flags: str, **settings: Any) -> Iterator[Server]:
     """A ready server; killed in the end, if it still runs. The settings are for `Popen`."""
-    command = [*COMMAND, "serve", "--port", "0", "--log-level", "warning", *flags]
+    command = [*COMMAND, *SERVE, *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **({"env": ENVIRONMENT} | settings)) as process:
         try:
             assert process.stdout is not None
-            said = process.stdout.readline()
-            found = re.search(r"http://\S+?:\d+", said)
-            assert found, f"the server said {said!r}"
-            wait_until_ready(found.group())
-            yield Server(found.group(), process)
+            url = address_in(process.stdout.readline())
+            wait_until_ready(url)
+            yield Server(url, process)
         finally:
             process.kill()
+
+
+def address_in(said: str) -> str:
+    found = re.search(r"http://\S+?:\d+", said)
+    assert found, f"the server said {said!r}"
+    return found.group()
 
 
 def wait_until_ready(url: str) -> None:

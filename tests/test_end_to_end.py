@@ -26,7 +26,7 @@ from quietserve.model.training.evaluation.evaluation import Evaluation
 from quietserve.model.training.evaluation.family_items import draw_items
 from quietserve.model.voting import Candidate, Entry, vote
 from quietserve.server.__main__ import main as serve
-from serving import COMMAND, ENVIRONMENT, serving
+from serving import ENVIRONMENT, running, serving
 
 ROOT = Path(__file__).parent.parent
 CORRECTOR, RANKER = "score-small", "score-ranker"
@@ -193,12 +193,12 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     assert len(told.strip().splitlines()) == 1
 
 
-def test_a_port_that_is_taken(url: str) -> None:
+def test_a_port_that_is_taken(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     port = url.rsplit(":", 1)[1]
-    ended = subprocess.run([*COMMAND, "serve", "--port", port], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert f"127.0.0.1:{port}" in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    assert serve(["--port", port]) == 2
+    told = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in told
+    assert len(told.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -299,9 +299,11 @@ def test_the_wheel_serves_the_bundled_checkpoint(tmp_path: Path) -> None:
     where = [sys.executable, "-c", "import quietserve.model.config as m; print(m.__file__)"]
     found = subprocess.run(where, capture_output=True, text=True, check=True, **settings).stdout
     assert found.startswith(str(tmp_path / "site")), "the wheel's own code runs, not the checkout's"
-    with serving(**settings) as address:
+    with running(**settings) as server:
         asked = {"prompt": "Question: A dial is at 3. It goes up 4 on Monday. Where is the dial now?\nAnswer:"}
         reply = httpx.post(
-            f"{address}/v1/completions", json=asked | {"temperature": 0, "thought_depth": 12}, timeout=60
+            f"{server.url}/v1/completions", json=asked | {"temperature": 0, "thought_depth": 12}, timeout=60
         )
         assert reply.json()["choices"][0]["text"].strip() == "7"
+        server.process.terminate()
+        assert server.process.wait(30) == 0

@@ -1,14 +1,14 @@
-"""Teach a model to correct itself: two-stage reinforcement learning on its own second attempts.
+"""Teach a model to correct itself: reinforcement learning on its own second attempts.
 
-Stage I moves the second turn while an anchor holds the first where it was; stage II rewards both, and the second for what it
-gained over the first. SCoRe (arXiv 2409.12917), "Stage I" and "Stage II". Attempts are made by the serving code, judged by the
+In SCoRe (arXiv 2409.12917, "Stage I" and "Stage II") stage I moves the second turn while an anchor holds the first where it
+was; stage II rewards both, and the second for what it gained over the first. Attempts are made by the serving code, judged by the
 task's verifier, and measured against the problem's other attempts (leave-one-out). A model that thinks quietly is trained
 through its thoughts: their tokens are choices like any other, and share the turn's credit.
 
-Arms for comparison at equal numbers of updates: `single-turn` (the first turn alone is rewarded), `multi-turn` (both are,
-nothing else), `no-stage-1`, `no-bonus`, `scaled` (the second turn's reward is multiplied, in place of the bonus), `discounted`
-(the first turn is credited with the second's: learns to fail first), `pair-sft` and `star` (imitation of the base's second
-attempts that repair the first, or are right).
+Arms, at equal numbers of updates: `no-stage-1` (stage II alone: the default, as it came out best), `score` (both stages),
+`single-turn` (the first turn alone is rewarded), `multi-turn` (both are, nothing else), `no-bonus`, `scaled` (the second turn's
+reward is multiplied, in place of the bonus), `discounted` (the first turn is credited with the second's: learns to fail first),
+`pair-sft` and `star` (imitation of the base's second attempts that repair the first, or are right).
 """
 
 import argparse
@@ -52,6 +52,7 @@ from .trained import twin
 # What they are if not given: as published, but for beta1. With the paper's, first answers grow alike (docs/self_correction.md).
 KNOBS = {"alpha": 10.0, "beta1": 0.3, "beta2": 0.1, "gamma": 1.0}
 PUBLISHED_BETA1 = 0.01
+DEFAULT_ARM = "no-stage-1"  # of three seeds each better than both stages, also in votes (docs/self_correction.md)
 # The knobs that each arm reads: one that is given and not read is an error.
 ARMS = {
     "score": ("alpha", "beta1", "beta2"),
@@ -203,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", type=Path, required=True, metavar="MODEL", help="folder or hub name of the model to start from")
     add("--out", type=Path, required=True, help="folder for the checkpoint, the log and the state to resume from")
     add("--tasks", nargs="+", default=["signed-sum"], metavar="TASK", help="families, or JSONL files (%(default)s)")
-    add("--arm", default="score", help=f"what to train: {', '.join(ARMS)} (%(default)s)")
+    add("--arm", default=DEFAULT_ARM, help=f"what to train: {', '.join(ARMS)} (%(default)s)")
     add("--seed", type=int, default=0, help="same seed, same checkpoint (%(default)s)")
     add("--resume", action="store_true", help="go on from the state in --out, if there is one")
     _add_objective(parser.add_argument_group("objective"))
@@ -215,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_objective(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--stage1-steps", type=int, default=100, help="updates of stage I (%(default)s)")
+    add("--stage1-steps", type=int, default=100, help="updates of stage I; of arms without it, too (%(default)s)")
     add("--stage2-steps", type=int, default=200, help="updates of stage II (%(default)s)")
     add("--alpha", type=float, help=f"weight of what turn 2 gained ({KNOBS['alpha']})")
     add(

@@ -91,7 +91,7 @@ def check(result: Generation, prompt: list[int], wanted: SamplingParams, kind: s
             assert token.logprob == pytest.approx(float(step.logits.log_softmax(-1)[token.id]), abs=1e-3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(attempts(), st.sampled_from(KINDS), decoders())
 def test_a_batch_decodes_each_attempt_as_if_it_were_alone(
     batch: list[tuple[list[int], SamplingParams]], kind: str, setup: dict[str, Any]
@@ -174,7 +174,7 @@ def test_a_batch_that_memory_does_not_hold_is_not_tried_in_every_forward() -> No
     assert sum(count > 2 for count in tried) == 2
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(attempts(), st.sampled_from(KINDS), decoders(), st.integers(0, 2**32))
 def test_whatever_the_schedule_does_an_attempt_decides_the_same(
     batch: list[tuple[list[int], SamplingParams]], kind: str, setup: dict[str, Any], seed: int

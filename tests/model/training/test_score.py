@@ -65,7 +65,7 @@ def test_every_knob_that_an_arm_reads_changes_it_and_no_other_does(arm: str) -> 
 
 
 def test_a_killed_run_goes_on_bit_for_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ["--base", str(base), *STEPS, *FEW, "--from-base", "0.4"]
+    flags = ["--base", str(base), *STEPS, *FEW, "--from-base", "0.4", "--arm", "score"]
     assert score.main([*flags, "--out", str(tmp_path / "whole")]) == 0
     with killed_at(2, ScoreTrainer, monkeypatch):
         score.main([*flags, "--out", str(tmp_path / "halves")])
@@ -161,7 +161,7 @@ def test_the_second_turn_learns_what_is_rewarded_and_the_first_stays(
 
     monkeypatch.setattr(score, "ScoreTrainer", Eager)
     flags = ["--stage1-steps", "30", "--stage2-steps", "0", "--problems", "6", "--rollouts", "4", "--max-tokens", "4"]
-    flags += ["--lr", "3e-3", "--log-every", "1", "--beta1", "0.01"]
+    flags += ["--lr", "3e-3", "--log-every", "1", "--beta1", "0.01", "--arm", "score"]
     moved = {}
     for beta2 in ("0", "1"):
         out = tmp_path / beta2
