@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys

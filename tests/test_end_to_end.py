@@ -227,7 +227,7 @@ def test_corrections_over_http_are_those_that_were_trained(corrector: httpx.Clie
 
 def test_votes_over_http_are_those_of_the_same_answers(corrector: httpx.Client) -> None:
     """Each answer is corrected before it votes; the vote is better than an answer, and the same wherever it is counted."""
-    items, single, voted = draw_items("signed-sum", 16, seed=6), 0.0, 0
+    items, single, voted = draw_items("signed-sum", 12, seed=6), 0.0, 0
     asked = {"max_tokens": 16, "self_correction_turns": 1, "best_of": 10, "voting": "majority"}
     for seed, item in enumerate(items):
         body = asked | {"prompt": item.prompt, "seed": seed}
@@ -250,7 +250,7 @@ def test_votes_that_a_ranker_weighs_are_those_of_the_same_answers(corrector: htt
     """Scored offline, the samples of a reply have the scores and the winner that it tells; `/v1/score` says the same."""
     loaded = checkpoint.load(CORRECTOR)
     ranker, single, voted = load_ranker(RANKER, loaded), 0.0, 0
-    items = draw_items("signed-sum", 24, seed=7)
+    items = draw_items("signed-sum", 16, seed=7)
     for seed, item in enumerate(items):
         asked = {"prompt": item.prompt, "seed": seed, "max_tokens": 16, "best_of": 8, "voting": "ranker"}
         reply = corrector.post("/v1/completions", json=asked | {"return_samples": True}).json()

@@ -81,9 +81,10 @@ def check_alike(alone: Path, together: Path) -> None:
 
 
 def in_two_processes(*runs: list[str]) -> None:
-    """One run after the other, over the loopback."""
+    """One run after the other, as `torchrun` starts them, over the loopback."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("two_processes.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(script), json.dumps(runs)]
+    command = [sys.executable, *launch, str(script), json.dumps(runs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-12000:]
