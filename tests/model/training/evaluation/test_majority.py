@@ -66,6 +66,6 @@ def test_it_counts_what_single_chains_say() -> None:
 def test_there_is_room_for_a_familys_chains(family: str) -> None:
     loaded = Loaded(tiny.quiet_model(), Tokens(tiny.tokenizer()), "tiny")
     items = draw_items(family, 12, 1)
-    room = module._longest_chain(Evaluation(loaded), items)
+    room = module.longest_chain(Evaluation(loaded), items)
     assert all(len(loaded.tokens.encode(item.reasoning)) < room for item in items)
-    assert module._longest_chain(Evaluation(loaded), [*items, Numeric("", "", "", "1", Wording())]) == 256
+    assert module.longest_chain(Evaluation(loaded), [*items, Numeric("", "", "", "1", Wording())]) == 256
