@@ -194,9 +194,11 @@ class Ranker:
         return found
 
     def score(self, entries: Sequence[Entry]) -> list[float]:
-        """How likely each answer is to be right, 0 to 1."""
-        config = self.config
-        return [round(_sigmoid(logit / config.temperature + config.bias), _DIGITS) for logit in self.logits(entries)]
+        """How likely each answer is to be right, 0 to 1. Raises ArithmeticError where that is no number."""
+        config, logits = self.config, self.logits(entries)
+        if not all(map(math.isfinite, logits)):
+            raise ArithmeticError("a ranker's logit is no number")
+        return [round(_sigmoid(logit / config.temperature + config.bias), _DIGITS) for logit in logits]
 
     def _parts(self, entries: Sequence[Entry]) -> list[list[int]]:
         lengths = [self._judge.length(entry) for entry in entries]

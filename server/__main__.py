@@ -131,8 +131,8 @@ class LoadingServer(uvicorn.Server):
         if self._deadline < math.inf:
             pipeline = self._service.pipeline
             engine = pipeline.engine if pipeline else None
-            busy = pipeline and (pipeline.engine.num_running or pipeline.engine.num_waiting or pipeline.is_ranking)
-            if not busy or time.monotonic() >= self._deadline:
+            busy = engine and (engine.num_running or engine.num_waiting or engine.num_unranked)
+            if not (busy or (pipeline and pipeline.is_ranking)) or time.monotonic() >= self._deadline:
                 if engine:
                     await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
                 self.should_exit = True

@@ -176,6 +176,12 @@ class Engine:
         """Tickets in the queue."""
         return len(self._scheduler.waiting)
 
+    @property
+    def num_unranked(self) -> int:
+        """Answers that wait for a ranker."""
+        with self._work:
+            return len(self._rankings)
+
     def start(self) -> None:
         """Start the device thread."""
         self._thread.start()

@@ -47,7 +47,8 @@ class Rankings:
         self._waiting: deque[Ranking] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """Answers that wait."""
+        return sum(len(ranking.entries) for ranking in self._waiting)
 
     def add(self, ranker: str, entries: Sequence[Entry]) -> "list[asyncio.Future[list[float]]]":
         """Queue answers, in parts, on the event loop that will read their scores."""

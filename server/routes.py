@@ -95,13 +95,16 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
     raise NotFoundError("No request of this id is running.")
 
 
-@router.post("/v1/score")
-async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreReply:
+@router.post("/v1/score", response_model=ScoreReply)
+async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreReply | Response:
     """How likely a trained ranker holds answers to one question to be right; nothing is generated."""
     service = _service(request)
     name, pipeline = service.check_name(body.model), service.ready_pipeline()
     _name_ignored(response, body)
-    return await judged(pipeline, body, name)
+    try:
+        return await unless_disconnected(request.receive, judged(pipeline, body, name))
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it, and nothing more is scored
 
 
 @router.post("/v1/vote", response_model_exclude_unset=True)

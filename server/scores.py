@@ -8,22 +8,25 @@ from ..model.voting import Entry
 from .errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
 from .pipeline import Pipeline, as_template_reads
 from .replies import ScoreItem, ScoreReply, ScoreUsage
-from .scheduler import EngineClosedError
+from .scheduler import EngineClosedError, QueueFullError
 from .schemas import ScoreRequest
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 MAX_SCORED = 2**18  # tokens of one request
+MAX_WAITING = 4096  # answers; with more before it, a request is refused
 
 
 async def score(pipeline: Pipeline, request: ScoreRequest, model: str) -> ScoreReply:
-    """How likely each candidate is to be right. Raises ApiError, EngineError and EngineClosedError."""
+    """How likely each candidate is to be right. Raises ApiError, QueueFullError, EngineError and EngineClosedError."""
     if pipeline.draining:
         raise EngineClosedError
     engine, limit = pipeline.engine, pipeline.timeout_s
     ranker = _choose(engine, request.ranker)
     entries, num_tokens = await asyncio.to_thread(_read, engine, request)
+    if (waiting := engine.num_unranked) > MAX_WAITING:
+        raise QueueFullError(f"{waiting} answers wait for a ranker")
     try:
         async with asyncio.timeout(limit):
             scores = await engine.rank(ranker, entries)

@@ -123,9 +123,7 @@ class Loop:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         hidden = not self.processes.is_main
-        bar = tqdm(
-            total=self.config.steps, initial=self.step, file=sys.stderr, unit="step", mininterval=1.0, disable=hidden
-        )
+        bar = progress_bar(total=self.config.steps, initial=self.step, unit="step", disable=hidden)
         with bar, Log(self.folder, self.config.tensorboard) if self.processes.is_main else nullcontext() as log:
             while self.step < self.config.steps:
                 facts = self._take_step(work)
@@ -206,6 +204,24 @@ def _open_tensorboard(folder: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"--tensorboard: {error}: pip install 'quietserve[train]'") from error
     return SummaryWriter(folder / "tensorboard")
+
+
+def progress_bar(**settings: Any) -> "tqdm[Any]":
+    """How far something has got, on stderr; where that is no terminal, a line every half minute in place of one that moves."""
+    if sys.stderr.isatty():
+        return tqdm(file=sys.stderr, mininterval=1.0, **settings)
+    return tqdm(file=_Lines(), mininterval=30.0, maxinterval=30.0, ascii=True, ncols=0, **settings)
+
+
+class _Lines:
+    """What a bar is written to: its every state is a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

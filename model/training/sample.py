@@ -9,14 +9,12 @@ import argparse
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...clients.client import ApiError, Client
 from .. import checkpoint
@@ -29,6 +27,7 @@ from .evaluation.evaluation import Evaluation
 from .evaluation.family_items import FamilyItem
 from .evaluation.generated import longest_answer
 from .evaluation.majority import longest_chain
+from .loop import progress_bar
 from .sampler import Drawn, LocalSampler, Sampler, ServedSampler
 from .samples import SAMPLES, Asked, Sample
 from .tasks import EVERY, SEARCHES, problems
@@ -53,7 +52,7 @@ def sample(args: argparse.Namespace) -> None:
     _open(args)
     items = list(itertools.islice(_items(args), args.n))
     done = samples.keep_multiple(args.out, AT_ONCE)  # an answer's last digits depend on what it was drawn beside
-    bar = tqdm(total=len(items), initial=done, unit="question", file=sys.stderr, mininterval=1.0)
+    bar = progress_bar(total=len(items), initial=done, unit="question")
     with _sampler(args, items) as sampler, bar:
         for first in range(done, len(items), AT_ONCE):
             part = items[first : first + AT_ONCE]
@@ -146,6 +145,7 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
     require(args, "depth", loaded.model.can_think or not depth, "0: the model does not think")
     evaluation = Evaluation(loaded)
     bare = args.direct or all(map(_is_search, items))
+    mute = evaluation.dash if bare else None  # what opens an aside, or a base would reason in the open
     enough = longest_answer(evaluation, items) if bare else longest_chain(evaluation, items)
     params = SamplingParams(
         max_tokens=args.max_tokens or enough,
@@ -153,6 +153,7 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
         seed=args.seed,
         stop=_stop(args, items),
         logprobs=0,
+        logit_bias={} if mute is None else {mute: -100.0},
         thought_depth=depth,
         thought_temperature=quiet.thought_temperature if quiet else 1.0,
     )
@@ -171,7 +172,8 @@ def _served(args: argparse.Namespace, client: Client, items: Sequence[Item]) -> 
 
 
 def _stop(args: argparse.Namespace, items: Sequence[Item]) -> tuple[str, ...]:
-    return args.stop if args.stop is not None else tuple(items[0].reasoning_stop)
+    """What ends an answer: of several tasks, whatever ends one of any."""
+    return args.stop if args.stop is not None else tuple(dict.fromkeys(s for i in items for s in i.reasoning_stop))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -52,7 +52,8 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
         score_plot.plot(summary, args.results.with_suffix(".png"))
-        score_plot.plot_budget(summary, args.results.with_name(f"{args.results.stem}_budget.png"))
+        if any("budget" in row for row in summary["rows"]):
+            score_plot.plot_budget(summary, args.results.with_name(f"{args.results.stem}_budget.png"))
     print(markdown(summary))
 
 

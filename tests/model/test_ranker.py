@@ -1,6 +1,7 @@
 """Rankers: many answers at once as each alone, files that come back as they went, files that cannot be."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_scores_are_calibrated_logits() -> None:
     config = RankerConfig("states", temperature=2.0, bias=-1.0)
     (logit,), (score,) = Ranker(config, judge).logits([entry("a", "x")]), Ranker(config, judge).score([entry("a", "x")])
     assert score == pytest.approx(torch.tensor(logit / 2 - 1).sigmoid().item(), abs=1e-6)
+
+
+def test_what_is_no_number_is_no_score() -> None:
+    judge = make_judge()
+    with torch.no_grad():
+        judge.encoder.enter.weight.fill_(math.nan)
+    with pytest.raises(ArithmeticError, match="no number"):
+        Ranker(RankerConfig("states"), judge).score([entry("a", "x")])
 
 
 @pytest.mark.parametrize("kind", ["states", "classifier"])

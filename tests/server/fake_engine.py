@@ -70,6 +70,7 @@ class FakeEngine:
         return len(self.running)
 
     num_waiting = 0
+    num_unranked: int = 0
 
     @property
     def rankers(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
 import test_engine
 import torch
@@ -153,6 +154,27 @@ class TestScore:
         reply = client.post("/v1/score", {"prompt": "x", "candidates": ["x"]})
         assert "--ranker loads one" in reply.json()["error"]["message"]
 
+    def test_where_too_many_wait(self, client: Client, engine: FakeEngine) -> None:
+        """Nothing else bounds what clients may ask to be scored."""
+        engine.num_unranked = 4097
+        reply = client.post("/v1/score", {"prompt": "x", "candidates": ["x"]})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "queue_full")
+
+    def test_a_client_that_left_is_not_waited_for(self, url: str, engine: FakeEngine) -> None:
+        left = threading.Event()
+
+        async def stuck(ranker: str, entries: Sequence[Entry]) -> list[float]:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                left.set()
+            return []
+
+        engine.rank = stuck  # type: ignore[method-assign]
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/score", json={"prompt": "x", "candidates": ["x"]}, timeout=0.3)
+        assert left.wait(10)
+
     def test_while_it_drains(self, client: Client, pipeline: Pipeline) -> None:
         pipeline.draining = True
         assert client.post("/v1/score", {"prompt": "x", "candidates": ["x"]}).status_code == 503
@@ -220,8 +242,12 @@ def test_who_left_is_not_scored_and_closing_waits_for_the_rest() -> None:
 
     async def work(engine: Engine, books: test_engine.Books) -> None:
         judge.may_go.clear()
-        first, left, last = (asyncio.create_task(engine.rank("slow", [Entry((), text)])) for text in ("a", "left", "b"))
+        assert engine.num_unranked == 0
+        first = asyncio.create_task(engine.rank("slow", [Entry((), "a")]))
         await asyncio.to_thread(judge.begun.wait, 10)
+        left, last = (asyncio.create_task(engine.rank("slow", [Entry((), text)])) for text in ("left", "b"))
+        await asyncio.sleep(0)
+        assert engine.num_unranked == 2
         left.cancel()
         await asyncio.sleep(0)
         closing = asyncio.create_task(asyncio.to_thread(engine.close, 10))

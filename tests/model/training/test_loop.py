@@ -11,6 +11,7 @@ from quietserve.model.training.loop import (
     LoopConfig,
     decay_linearly,
     make_optimizer,
+    progress_bar,
     step_rng,
     write_aside,
 )
@@ -162,3 +163,13 @@ def test_what_a_full_disk_leaves_is_the_file_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nobody_watches_progress_is_lines(capsys) -> None:
+    """A log of a run in the background was one line of all its states, each written over the one before."""
+    with progress_bar(total=3, unit="step") as bar:
+        for _ in range(3):
+            bar.update()
+    *states, last = capsys.readouterr().err.splitlines()
+    assert "3/3" in last
+    assert all("step/s" in line and "\r" not in line for line in (*states, last))

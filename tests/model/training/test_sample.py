@@ -1,6 +1,7 @@
 """Answers drawn to be learned from: judged, resumed, from a checkpoint and from a server, on both sides of the split."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,11 @@ from fastapi import FastAPI
 
 import serving
 from quietserve.model.training import pretrain, sample
-from quietserve.model.training.evaluation.family_items import draw_items
+from quietserve.model.training.evaluation.family_items import FamilyItem, draw_items
 from quietserve.model.training.samples import Asked, Sample, append, read_samples, write_halves
+from quietserve.model.training.tasks import problems
+from quietserve.model.training.tasks.item import Wording
+from quietserve.model.training.tasks.numeric import Numeric
 
 FEW = ["--n", "40", "--samples", "3"]
 CORRECTOR = ["--model", "score-small", "--tasks", "signed-sum"]
@@ -106,6 +110,7 @@ def test_chains_of_thought_are_asked_for_and_read(tmp_path: Path) -> None:
     assert all(s.right == (s.answer == one.key) for one, s in told)
     direct = draw(tmp_path / "direct", "--model", str(base), "--tasks", "dial", "--direct")
     assert all(one.prompt == one.direct_prompt for one in direct)
+    assert not any("---" in s.text for one in direct for s in one.samples), "it may not reason in the open"
 
 
 def test_the_split(tmp_path: Path) -> None:
@@ -177,6 +182,12 @@ def test_with_more_questions_the_first_stay(tmp_path: Path) -> None:
     few, more = draw(tmp_path / "a", *flags, "--n", "3"), draw(tmp_path / "b", *flags, "--n", "6")
     assert [one.question for one in more][:3] == [one.question for one in few]
     assert few[0].key == "2"
+
+
+def test_whatever_ends_an_answer_of_any_task_ends_all() -> None:
+    ends = [FamilyItem(next(problems("train", ("dial",))), ()), Numeric("", "", "", "1", Wording())]
+    assert sample._stop(Namespace(stop=None), ends) == ("\n", "\nQ:")
+    assert sample._stop(Namespace(stop=("x",)), ends) == ("x",)
 
 
 def test_files_that_hold_no_samples(tmp_path: Path) -> None:
