@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from . import chains, dial, karel, routes, signed, signed_sum, sums, swaps
+from . import chains, dial, signed, signed_sum, sums, swaps
+from .karel import routes, synthesis, walks
 from .problem import MAX_STEPS, Family, Problem, Search
 
 __all__ = [
@@ -30,12 +31,13 @@ FAMILIES: dict[str, Family] = {
     "sums": sums,
     "chains": chains,
     "signed": signed,
-    "karel": karel,
+    "karel": walks,
 }
 SEARCHES: dict[str, Search] = {
     "signed-sum": signed_sum.compact,
     "signed-sum-worded": signed_sum.worded,
     "routes": routes,
+    **synthesis.FAMILIES,
 }
 EVERY: dict[str, Family] = {**FAMILIES, **SEARCHES}
 NUM_BUCKETS = 16

@@ -6,7 +6,7 @@ A cell is two letters, its column from the west and its row from the south. A no
 
 import random
 
-from .problem import STEPS, Problem, is_answer, name_steps, narrate, write_notes
+from ..problem import STEPS, Problem, is_answer, name_steps, narrate, write_notes
 
 name = "karel"
 steps = STEPS

@@ -8,8 +8,8 @@ right, too.
 import random
 from collections.abc import Sequence
 
-from .karel import HEADINGS, OFTEN, act
-from .problem import Problem
+from ..problem import Problem
+from .walks import HEADINGS, OFTEN, act
 
 name = "routes"
 steps = range(5, 8)
