@@ -62,6 +62,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] = ()  # visible tokens are chosen among these; none: among all
     logprobs: int | None = None  # alternatives reported for each visible token; 0 reports the chosen token's alone
     prompt_logprobs: int | None = None  # the same for the prompt, scored with thoughts at every position
     thought_depth: int = 0  # 0: no thought at all, the plain base model
@@ -91,6 +92,16 @@ class SamplingParams:
             self.thought_threshold,
             "0 or more",
         )
+
+    def banned(self, num_output: int, eos_ids: frozenset[int]) -> frozenset[int]:
+        """Ids that may not be chosen behind so many visible tokens."""
+        if num_output < self.min_tokens:
+            return eos_ids | frozenset(self.stop_token_ids)
+        return eos_ids if self.ignore_eos else frozenset()
+
+    def leaves_nothing(self, eos_ids: frozenset[int]) -> bool:
+        """All ids that are allowed may not be chosen at first."""
+        return bool(self.allowed_token_ids) and self.banned(0, eos_ids).issuperset(self.allowed_token_ids)
 
 
 def _check(holds: bool, name: str, value: object, allowed: str) -> None:

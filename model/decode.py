@@ -82,6 +82,7 @@ class Decoder:
         if not prompt:
             raise ValueError("the prompt is empty; it must hold at least one token")
         self.tokens.check(prompt)
+        self._check_allowed(params)
         if len(prompt) + params.max_tokens > self.cache.max_len:
             raise ValueError(
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the {self.cache.max_len} that fit"
@@ -98,6 +99,15 @@ class Decoder:
         decoding = Decoding(slot, prompt, params, self.tokens, lanes, whole_text)
         self.prefixes.enter(decoding)
         return decoding
+
+    def _check_allowed(self, params: SamplingParams) -> None:
+        """Raises ValueError where no visible token could be chosen."""
+        markers, most = frozenset(self.tokens.markers.values()), self.tokens.num_ids - 1
+        for token in params.allowed_token_ids:
+            if not 0 <= token <= most or token in markers:
+                raise ValueError(f"allowed_token_ids has id {token}; ids are 0 to {most}, without the thought markers")
+        if params.leaves_nothing(self.tokens.eos_ids):
+            raise ValueError("allowed_token_ids holds only ids that min_tokens or ignore_eos rules out")
 
     def resume(self, decoding: Decoding, slot: int) -> None:
         """Go on with a running attempt in another free slot; it reads again what no slot holds, and decides the same."""

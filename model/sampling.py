@@ -31,9 +31,7 @@ class Draw:
     @property
     def banned(self) -> frozenset[int]:
         """Ids that may not be chosen now."""
-        if len(self.tokens) - self.num_prompt < self.params.min_tokens:
-            return self.eos_ids | frozenset(self.params.stop_token_ids)
-        return self.eos_ids if self.params.ignore_eos else frozenset()
+        return self.params.banned(len(self.tokens) - self.num_prompt, self.eos_ids)
 
 
 def sample(logits_MV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -97,14 +95,17 @@ def top_logprobs(logprobs_V: Tensor, chosen: int, count: int) -> tuple[float, li
 
 
 def _adjust(logits_MV: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Penalties, bias and tokens that may not be chosen yet; most rows have none of them."""
+    """Penalties, bias and tokens that may not be chosen, yet or ever; most rows have none of them."""
     penalised = [i for i, draw in enumerate(draws) if _is_penalised(draw.params)]
+    limited = [i for i, draw in enumerate(draws) if draw.params.allowed_token_ids]
     banned = [(i, token) for i, draw in enumerate(draws) for token in draw.banned]
-    if not (penalised or banned):
+    if not (penalised or limited or banned):
         return logits_MV
     logits_MV = logits_MV.clone()
     for i in penalised:
         _penalise(logits_MV[i], draws[i])
+    for i in limited:
+        logits_MV[i] = _only(logits_MV[i], draws[i].params.allowed_token_ids)
     if banned:
         rows, tokens = zip(*banned, strict=True)
         logits_MV[list(rows), list(tokens)] = float("-inf")
@@ -128,6 +129,12 @@ def _penalise(logits_V: Tensor, draw: Draw) -> None:
         logits_V -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
     for token, bias in params.logit_bias.items():
         logits_V[token] += bias
+
+
+def _only(logits_V: Tensor, allowed: Sequence[int]) -> Tensor:
+    """The same, where no other token may be chosen."""
+    ids = torch.tensor(allowed, device=logits_V.device)
+    return torch.full_like(logits_V, float("-inf")).index_copy_(0, ids, logits_V[ids])
 
 
 def _truncate(logits_MV: Tensor, params: Sequence[SamplingParams]) -> Tensor:

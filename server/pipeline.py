@@ -76,7 +76,7 @@ class Pipeline:
     def limits(self) -> dict[str, int]:
         """The largest value of whole numbers in a request, by the name of their field."""
         engine = self.engine
-        ids = dict.fromkeys(("prompt", "stop_token_ids", "tokens"), engine.tokens.num_ids - 1)
+        ids = dict.fromkeys(("prompt", "stop_token_ids", "allowed_token_ids", "tokens"), engine.tokens.num_ids - 1)
         counts = dict.fromkeys(("n", "best_of"), self._max_best_of)
         thoughts = {"thought_depth": engine.max_thought_depth, "num_thoughts": engine.max_num_thoughts}
         return ids | counts | thoughts | {"self_correction_turns": self._max_turns}
@@ -193,7 +193,8 @@ class Pipeline:
         biases = {int(token): bias for token, bias in request.logit_bias.items()}
         self._check_ids("logit_bias", biases)
         self._check_ids("stop_token_ids", request.stop_token_ids)
-        return SamplingParams(
+        self._check_ids("allowed_token_ids", request.allowed_token_ids or ())
+        params = SamplingParams(
             max_tokens=max_tokens,
             min_tokens=request.min_tokens,
             temperature=request.temperature,
@@ -207,10 +208,20 @@ class Pipeline:
             stop=request.stops,
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            allowed_token_ids=tuple(request.allowed_token_ids or ()),
             logprobs=0 if is_contested(request) and request.num_logprobs is None else request.num_logprobs,
             prompt_logprobs=_prompt_logprobs(request),
             **self._thinking(request),
         )
+        self._check_choice(params)
+        return params
+
+    def _check_choice(self, params: SamplingParams) -> None:
+        if params.leaves_nothing(self.engine.tokens.eos_ids):
+            raise InvalidRequestError(
+                "allowed_token_ids holds only ids that min_tokens or ignore_eos rules out; it must hold one that may be chosen.",
+                param="allowed_token_ids",
+            )
 
     def _thinking(self, request: GenerationRequest) -> dict[str, Any]:
         """The parameters that say how to think."""

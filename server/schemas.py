@@ -28,6 +28,7 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
+MAX_ALLOWED_IDS = 1024
 MAX_UNKNOWN = 64  # fields; each is compared with all that we know
 MAX_COUNT = 2**31 - 1  # of anything
 MAX_VOTED = 2**20  # characters of all candidates of a vote
@@ -236,6 +237,9 @@ class GenerationRequest(Body):
     stop: _Stops = []
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False
+    allowed_token_ids: Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_ALLOWED_IDS), _Members] | None = (
+        None
+    )
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
     stream: bool = False

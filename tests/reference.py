@@ -96,8 +96,8 @@ class Reference:
         while len(output) < params.max_tokens and not (output and output[-1] in eos):
             num_hidden = sum(len(thought) for step in steps for thought in step.thoughts)
             step = self.step(prompt + output, params, num_hidden)
-            draw = Draw(params, prompt + output, len(prompt), eos)
-            output.append(sample(step.logits[None], [draw])[0])
+            draw = Draw(replace(params, allowed_token_ids=()), prompt + output, len(prompt), eos)
+            output.append(sample(_limited(step.logits, params)[None], [draw])[0])
             steps.append(step)
         return output, steps
 
@@ -105,3 +105,9 @@ class Reference:
         logits = self.lm.get_output_embeddings()(hidden).float()
         logits[self.model.hidden_ids] = float("-inf")
         return logits
+
+
+def _limited(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The same, with nothing left to all but the allowed tokens."""
+    allowed = params.allowed_token_ids or range(len(logits))
+    return torch.tensor([value if i in allowed else float("-inf") for i, value in enumerate(logits.tolist())])

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -36,6 +37,11 @@ def decoder(kind: str = "", slots: int = 4, lanes: int | None = None, **settings
     return Decoder(model, TOKENS, Cache(model.backbone, slots, max_len=64, max_depth=6, lanes=lanes), **settings)
 
 
+def ends_too(ids: list[int]) -> tuple[int, ...]:
+    """These, or the end of the text."""
+    return 0, *ids
+
+
 @st.composite
 def params(draw: st.DrawFn) -> SamplingParams:
     warmth = draw(st.sampled_from([0.0, 1.0]))
@@ -47,6 +53,8 @@ def params(draw: st.DrawFn) -> SamplingParams:
         min_p=draw(st.sampled_from([0.0, 0.05])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
         frequency_penalty=draw(st.sampled_from([0.0, 0.5])),
+        allowed_token_ids=draw(st.just(()) | st.lists(st.integers(3, 258), min_size=1, max_size=9).map(ends_too)),
+        min_tokens=draw(st.integers(0, 1)),
         seed=draw(st.integers(0, 2**63)),
         thought_depth=draw(st.integers(0, 6)),
         thought_temperature=warmth,
@@ -450,6 +458,17 @@ def test_min_tokens_holds_back_the_end_of_the_text() -> None:
     assert (len(held.tokens), held.finish_reason) == (5, "stop")
 
 
+def test_a_grammar_of_a_few_words() -> None:
+    """One of them, or the end after at least one; what is thought meanwhile is free."""
+    params = SamplingParams(max_tokens=12, min_tokens=1, thought_depth=4, allowed_token_ids=(0, 40, 41, 42))
+    results = generate(decoder(), [[5, 6]] * 30, [replace(params, seed=seed) for seed in range(30)])
+    said = [[token.id for token in result.tokens] for result in results]
+    assert {token for ids in said for token in ids} == {0, 40, 41, 42}
+    assert all(ids[0] != 0 and ids.count(0) == (len(ids) < 12 or ids[-1] == 0) for ids in said)
+    thought = {i for result in results for token in result.tokens for t in token.thoughts for i in t.token_ids}
+    assert len(thought) > 50
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "reason"),
     [
@@ -457,6 +476,10 @@ def test_min_tokens_holds_back_the_end_of_the_text() -> None:
         ([5, -1], SamplingParams(), "token id -1 is out of range"),
         ([5] * 60, SamplingParams(max_tokens=9), "60 prompt tokens and max_tokens 9 exceed the 64"),
         ([5], SamplingParams(thought_depth=7), "thought_depth is 7; it must be at most 6"),
+        ([5], SamplingParams(allowed_token_ids=(5, 259)), "allowed_token_ids has id 259; ids are 0 to 258"),
+        ([5], SamplingParams(allowed_token_ids=(5, -1)), "allowed_token_ids has id -1; ids are 0 to 258"),
+        ([5], SamplingParams(allowed_token_ids=(1, 5)), "allowed_token_ids has id 1; .* without the thought markers"),
+        ([5], SamplingParams(allowed_token_ids=(0,), ignore_eos=True), "allowed_token_ids holds only ids"),
     ],
 )
 def test_an_attempt_that_cannot_be_served_says_why(prompt: list[int], params: SamplingParams, reason: str) -> None:

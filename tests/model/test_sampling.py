@@ -102,6 +102,35 @@ def test_ends_are_held_back_until_min_tokens() -> None:
     assert greedy([], ignore_eos=True, stop_token_ids=(1,)) == 1  # ignoring the end of the text is not ignoring a stop
 
 
+def test_only_what_is_allowed_is_chosen() -> None:
+    def greedy(output: list[int], **changes: object) -> int:
+        return sample(LOGITS[None], [Draw(SamplingParams(temperature=0, **changes), output, 0, frozenset({0}))])[0]
+
+    assert greedy([], allowed_token_ids=(4, 2)) == 2
+    assert greedy([], allowed_token_ids=(4, 2), logit_bias={4: 100.0, 1: 100.0}) == 4
+    assert greedy([], allowed_token_ids=(0, 3), min_tokens=1) == 3, "an op, or the end after at least one op"
+    assert greedy([3], allowed_token_ids=(0, 3), min_tokens=1) == 0
+    assert greedy([2], allowed_token_ids=(2, 2), repetition_penalty=1.9) == 2
+    assert kept(SamplingParams(allowed_token_ids=(1, 3), top_k=4, top_p=0.99, min_p=0.001)) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "nothing"),
+    [
+        ({}, False),
+        ({"min_tokens": 1}, True),
+        ({"ignore_eos": True}, True),
+        ({"allowed_token_ids": (0, 5), "min_tokens": 1}, False),
+        ({"allowed_token_ids": (0, 5), "min_tokens": 1, "stop_token_ids": (5,)}, True),
+        ({"allowed_token_ids": (0, 5), "stop_token_ids": (5,)}, False),
+        ({"allowed_token_ids": (), "min_tokens": 1}, False),
+    ],
+)
+def test_allowed_ids_may_leave_nothing(changes: dict[str, object], nothing: bool) -> None:
+    params = SamplingParams(**{"allowed_token_ids": (0,), **changes})
+    assert params.leaves_nothing(frozenset({0})) == nothing
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300])
 def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     assert kept(SamplingParams(temperature=temperature)) == {0}

@@ -151,7 +151,7 @@ def test_what_is_unknown_is_ignored_and_told(client: Client) -> None:
 
 OTHERS = """store service_tier parallel_tool_calls modalities audio prediction verbosity prompt_cache_key safety_identifier
     use_beam_search length_penalty include_stop_str_in_output skip_special_tokens spaces_between_special_tokens priority
-    truncate_prompt_tokens allowed_token_ids add_special_tokens guided_json structured_outputs request_id cache_salt bad_words
+    truncate_prompt_tokens add_special_tokens guided_json structured_outputs request_id cache_salt bad_words
     add_generation_prompt continue_final_message chat_template documents drop_params headers api_key typical_p mirostat
     num_beams do_sample num_return_sequences no_repeat_ngram_size keep_alive options think grammar cache_prompt"""
 
@@ -283,12 +283,14 @@ def test_usage_in_every_event_where_it_is_asked_for(client: Client) -> None:
 def test_whole_numbers_may_be_written_with_a_point(client: Client, engine: FakeEngine) -> None:
     """JavaScript, Lua and R have one kind of number, and JSON too."""
     floats = {"max_tokens": 8.0, "n": 2.0, "thought_depth": 3.0, "seed": 4.0, "stop_token_ids": [5.0], "logprobs": 1.0}
+    floats["allowed_token_ids"] = [6.0, 7]
     for prompt, ids in (([65.0, 66], [(65, 66)]), ([[65, 66.0], [67.0]], [(65, 66), (67,)])):
         engine.tickets.clear()
         assert client.post(COMPLETIONS, floats | {"prompt": prompt}).status_code == 200
         assert [ticket.attempt.prompt for ticket in engine.tickets[::2]] == ids
         params = engine.tickets[0].attempt.params
         assert (params.max_tokens, params.thought_depth, params.stop_token_ids) == (8, 3, (5,))
+        assert params.allowed_token_ids == (6, 7)
 
 
 def test_the_description_of_the_api_holds_this_servers_limits(client: Client, engine: FakeEngine) -> None:
@@ -298,6 +300,6 @@ def test_the_description_of_the_api_holds_this_servers_limits(client: Client, en
 
     assert field("thought_depth") == {"type": "integer", "minimum": 0, "maximum": 16}
     assert field("n")["maximum"] == 16
-    assert field("stop_token_ids")["items"]["maximum"] == 258
+    assert field("stop_token_ids")["items"]["maximum"] == field("allowed_token_ids")["items"]["maximum"] == 258
     engine.max_thought_depth = 3
     assert field("thought_depth")["maximum"] == 3

@@ -57,6 +57,14 @@ def test_what_goes_together_may_come_from_both(client: Client, engine: FakeEngin
     assert engine.tickets[0].attempt.params.thought_threshold == 2.0
 
 
+def test_a_preset_may_be_a_grammar(client: Client, engine: FakeEngine, service: Service) -> None:
+    service.presets["ops"] = Preset("ops", {"allowed_token_ids": [65, 66, 256], "min_tokens": 1})
+    client.complete(model="ops")
+    client.complete(model="ops", allowed_token_ids=[67])
+    asked = [ticket.attempt.params for ticket in engine.tickets]
+    assert [(p.allowed_token_ids, p.min_tokens) for p in asked] == [((65, 66, 256), 1), ((67,), 1)]
+
+
 def test_presets_are_models(client: Client) -> None:
     told = {model["id"]: model["parent"] for model in client.get("/v1/models").json()["data"]}
     assert told == {"fake": None, "deep": "fake", "off": "fake", "best": "fake", "sure": "fake"}
