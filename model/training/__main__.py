@@ -11,6 +11,7 @@ METHODS = {
     "attempts": ".attempts",
     "score": ".score",
     "score-study": ".score_study",
+    "karel": ".karel",
     "sample": ".sample",
     "negative": ".negative",
     "negative-study": ".negative_study",

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .batches import Batch, pad
@@ -77,13 +77,17 @@ def _idle_talk(rng: random.Random) -> str:
     return "".join(f" {word}" for word in (IDLE_WORDS[0], *rng.choices(IDLE_WORDS, k=rng.randint(1, 9))))
 
 
-def build_tokenizer(corpus: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+def build_tokenizer(corpus: Iterable[str] | None = None, spaced: bool = False) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a corpus, that of the thinking families if there is no other.
 
     Byte-level BPE whose vocabulary is the 256 bytes and every word of the corpus, found whole and not by merges: any
-    text survives the round trip, and no row of the embedding is spent on halves of words.
+    text survives the round trip, and no row of the embedding is spent on halves of words. A word is letters, digits or
+    signs; where texts are `spaced`, whatever stands between spaces.
     """
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not spaced)
+    if spaced:
+        between = pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated")
+        splitter = pre_tokenizers.Sequence([between, splitter])
     words = Tokenizer(models.WordLevel())
     words.pre_tokenizer = splitter
     words.train_from_iterator(

@@ -218,7 +218,7 @@ def test_what_lies_under_the_robot_counts() -> None:
 def test_problems_are_told_apart(name: str) -> None:
     drawn = problems("held_out", (name,))
     for _, problem in zip(range(20), drawn, strict=False):
-        assert is_held_out(problem)
+        assert is_held_out(problem.question)
         assert EVERY[name].verify(problem, problem.answer)
         assert len(problem.answer.split()) == problem.num_steps
 

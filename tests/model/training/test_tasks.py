@@ -172,14 +172,14 @@ def test_training_and_held_out_problems_never_meet():
 def test_one_question_in_sixteen_is_held_out():
     rng = random.Random(0)
     sampled = [FAMILIES["sums"].sample(rng, 3) for _ in range(4000)]
-    assert 0.05 < sum(map(is_held_out, sampled)) / 4000 < 0.075
+    assert 0.05 < sum(is_held_out(problem.question) for problem in sampled) / 4000 < 0.075
 
 
 def test_the_split_is_of_the_text_and_the_same_for_ever():
     """Were the hash to change, problems that a checkpoint was trained on would be evaluated on."""
     stories = [(state, day) for state in range(10) for day in ("Monday", "Friday")]
     questions = [f"A dial is at {state}. It flips over on {day}. Where is the dial now?" for state, day in stories]
-    held_out = [story for story, question in zip(stories, questions, strict=True) if is_held_out(dial(question))]
+    held_out = [story for story, question in zip(stories, questions, strict=True) if is_held_out(question)]
     assert held_out == [(1, "Monday"), (8, "Friday")]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .worlds import HEADINGS, MOST_MARKERS, SIZES, Worlds, empty, inner_cells, place, row_and_column, width
+from .worlds import HEADINGS, MOST_MARKERS, SIZES, Worlds, empty, inner_cells, join, place, row_and_column, width
 
 _WORD = re.compile(r"([@=#*+-])r([0-9])c([0-9])([NESW]?)")
 _ROBOTS = "@="
@@ -53,7 +53,7 @@ def read(text: str) -> tuple[Worlds, Worlds]:
         one, other = _read_pair(pair, size)
         before.append(one)
         after.append(other)
-    return _join(before), _join(after)
+    return join(before), join(after)
 
 
 def vocabulary(sizes: Iterable[int]) -> list[str]:
@@ -141,9 +141,3 @@ def _put(world: Worlds, word: str, signs: str, size: int) -> None:
         if not 0 <= lying <= MOST_MARKERS:
             raise ValueError(f"{word!r} leaves {lying} markers; there are 0 to {MOST_MARKERS} on a cell")
         world.markers_NC[0, cell] = lying
-
-
-def _join(worlds: list[Worlds]) -> Worlds:
-    """Single worlds side by side."""
-    fields = ("walls_NC", "markers_NC", "cells_N", "headings_N")
-    return Worlds(worlds[0].size, *(np.concatenate([getattr(world, name) for world in worlds]) for name in fields))

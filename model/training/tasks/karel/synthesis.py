@@ -6,7 +6,7 @@ shown, and as many are held back to see whether a program does in general what i
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from ..problem import Problem
 from . import compact, programs, worlds
 from .interpreter import run
 from .programs import Ops
-from .worlds import Worlds
+from .worlds import Ints, Worlds
 
 SLIPS = 0.2  # share of an attempt's operations that are drawn anew
 
@@ -38,6 +38,20 @@ class Tasks:
         """Worlds of each program."""
         return len(self.before) // max(1, len(self))
 
+    def __iter__(self) -> Iterator["Tasks"]:
+        """Each by itself."""
+        return (self.take(np.array([number])) for number in range(len(self)))
+
+    def take(self, numbers: Ints) -> "Tasks":
+        """Some of them."""
+        places = (numbers[:, None] * self.pairs + np.arange(self.pairs)).ravel()
+        return Tasks(self.ops_NL[numbers], self.before[places], self.after[places])
+
+    def shown(self, pairs: int) -> "Tasks":
+        """With the first pairs of each alone."""
+        places = (np.arange(len(self))[:, None] * self.pairs + np.arange(pairs)).ravel()
+        return Tasks(self.ops_NL, self.before[places], self.after[places])
+
     def texts(self) -> list[str]:
         """The pairs of each program."""
         return compact.write_each(self.before, self.after, self.pairs)
@@ -47,6 +61,12 @@ class Tasks:
         came_to = run(self.before, ops_NL.repeat(self.pairs, 0))
         same_N = came_to.equals(self.after).reshape(len(self), self.pairs).all(1)
         return same_N & (ops_NL != programs.NOTHING).any(1)
+
+
+def join(parts: Sequence[Tasks]) -> Tasks:
+    """One behind the other; all of one size, with as many pairs and programs as long."""
+    ops_NL = np.concatenate([part.ops_NL for part in parts])
+    return Tasks(ops_NL, worlds.join([part.before for part in parts]), worlds.join([part.after for part in parts]))
 
 
 def draw(rng: np.random.Generator, count: int, size: int, pairs: int, lengths: Sequence[int]) -> Tasks:

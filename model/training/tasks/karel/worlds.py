@@ -6,7 +6,7 @@ Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv 2305.111
 Shape letters: N worlds, C cells, the wall around them included: (n + 2)^2, row by row from the north-west.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,12 @@ def empty(count: int, size: int) -> Worlds:
     walls_NC[:, inner] = False
     zeros_N = np.zeros(count, dtype=np.int64)
     return Worlds(size, walls_NC, np.zeros((count, num_cells), dtype=np.uint8), zeros_N + inner[0], zeros_N.copy())
+
+
+def join(parts: Sequence[Worlds]) -> Worlds:
+    """Worlds of one size, side by side."""
+    fields = ("walls_NC", "markers_NC", "cells_N", "headings_N")
+    return Worlds(parts[0].size, *(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
 def draw(rng: np.random.Generator, count: int, size: int) -> Worlds:

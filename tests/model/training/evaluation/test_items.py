@@ -159,7 +159,7 @@ def test_a_familys_items_are_fresh_and_have_choices(family: str) -> None:
     assert items == draw_items(family, 20, seed=3)
     assert items != draw_items(family, 20, seed=4)
     for item in items:
-        assert is_held_out(item.problem)
+        assert is_held_out(item.problem.question)
         assert item.verify(f" {item.answer}")
         right = [choice for choice in item.choices if item.verify(choice)]
         assert right == [item.answer]
