@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from ...backbone import causal
 from ...cache import Cache
 from ...checkpoint import Loaded
 from ...config import SamplingParams
 from ...decode import Decoder, generate
+from ..batches import pad
 from ..tasks.karel import programs
 from ..tasks.karel.synthesis import Tasks
 from .intervals import wilson
@@ -72,16 +74,21 @@ def operation_ids(loaded: Loaded) -> list[int]:
 @torch.inference_mode()
 def perplexity(loaded: Loaded, prompts: Sequence[str], answers: Sequence[str]) -> float:
     """Of the programs' tokens, their ends included."""
-    tokens, model = loaded.tokens, loaded.model
-    total, count = 0.0, 0
-    (end, *_) = sorted(tokens.eos_ids)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        before, own = tokens.encode(prompt), [*tokens.encode(f" {answer}", special=False), end]
-        ids = torch.tensor([*before, *own], device=model.backbone.device)
-        positions = torch.arange(len(ids) - 1, device=ids.device)[None]
-        from ...backbone import causal
-
-        hidden = model(ids[None, :-1], positions, causal)[0, len(before) - 1 :]
-        total += float(cross_entropy(model.logits(hidden), ids[len(before) :], reduction="sum"))
-        count += len(own)
-    return math.exp(total / count)
+    tokens, (end, *_) = loaded.tokens, sorted(loaded.tokens.eos_ids)
+    asked = [tokens.encode(prompt) for prompt in prompts]
+    rows = [
+        [*before, *tokens.encode(f" {answer}", special=False), end]
+        for before, answer in zip(asked, answers, strict=True)
+    ]
+    weights = [[0.0] * len(before) + [1.0] * (len(row) - len(before)) for before, row in zip(asked, rows, strict=True)]
+    batch, total = pad(rows, weights, end).to(loaded.model.backbone.device), 0.0
+    for numbers in batch.lengths().argsort().split(AT_ONCE):
+        part = batch.take(numbers)
+        ids_BT, positions = part.ids_BT[:, :-1], torch.arange(part.ids_BT.shape[1] - 1, device=part.ids_BT.device)
+        hidden_BTH = loaded.model(ids_BT, positions.expand_as(ids_BT), causal)
+        counts_BT = part.weights_BT[:, 1:] > 0
+        losses = cross_entropy(
+            loaded.model.logits(hidden_BTH[counts_BT]), part.ids_BT[:, 1:][counts_BT], reduction="sum"
+        )
+        total += float(losses)
+    return math.exp(total / float(batch.weights_BT.sum()))

@@ -1,0 +1,93 @@
+"""What Karel models learn as a picture, the paper's figures side by side; needs the optional package `matplotlib`."""
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ..drawing import open_pyplot
+from .karel_table import CONTROLS, phases, r_squared
+from .karel_traces import PROPERTIES
+
+
+def plot(summary: dict[str, Any], file: Path) -> None:
+    """Write a PNG: accuracy, perplexity and variety, content over training and against accuracy, offsets, meanings."""
+    pyplot, runs = open_pyplot(), summary["runs"]
+    figure, axes = pyplot.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
+    for run in runs:
+        draw_training(axes[0, 0], axes[0, 1], run["evaluations"], f"seed {run['seed']}")
+    if len(runs) == 1:
+        _mark(axes[0, 0], runs[0]["evaluations"])
+    _over_training(axes[0, 2], runs)
+    _against(axes[1, 0], runs)
+    _offsets(axes[1, 1], runs)
+    _meanings(axes[1, 2], runs)
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize="x-small")
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], name: str) -> None:
+    """Accuracy and variety on one panel, perplexity on another."""
+    steps = [line["step"] for line in evaluations]
+    (line,) = left.plot(steps, [each["accuracy"] for each in evaluations], label=f"accuracy, {name}")
+    for key, style in (("unique", ":"), ("top", "--")):
+        told = {"unique": "different programs", "top": "commonest program"}[key]
+        left.plot(steps, [each[key] for each in evaluations], style, color=line.get_color(), alpha=0.6, label=told)
+    left.set(xlabel="step", ylabel="share", ylim=(0, 1))
+    right.plot(steps, [each["perplexity"] for each in evaluations], label=name)
+    right.set(xlabel="step", ylabel="perplexity of the worlds' programs", yscale="log")
+
+
+def _mark(axes: Any, evaluations: list[dict[str, Any]]) -> None:
+    for step, name in zip(phases(evaluations), ("syntax", "semantics"), strict=True):
+        axes.axvline(step, color="grey", linewidth=0.8)
+        axes.text(step, 0.02, f" {name}", fontsize="x-small", color="grey")
+
+
+def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        points = [(each["step"], each["probes"]["content"]) for each in run["over_training"]]
+        known = [point for point in points if point[1] is not None]
+        axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=f"seed {run['seed']}")
+    axes.set(xlabel="step", ylabel="semantic content, linear probe")
+
+
+def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        accuracy = {line["step"]: line["accuracy"] for line in run["evaluations"]}
+        points = [(each["probes"]["content"], accuracy[each["step"]]) for each in run["over_training"]]
+        known = [point for point in points if point[0] is not None]
+        axes.scatter(*zip(*known, strict=True), s=14, label=f"seed {run['seed']}, R² {r_squared(run):.2f}")
+    axes.set(xlabel="semantic content, linear probe", ylabel="accuracy of programs")
+
+
+def _offsets(axes: Any, runs: list[dict[str, Any]]) -> None:
+    offsets = sorted(map(int, runs[0]["offsets"]))
+    for name in PROPERTIES:
+        cells = [[run["offsets"][str(offset)][name] for run in runs] for offset in offsets]
+        (line,) = axes.plot(
+            offsets, [mean(c["skill"] for c in each) for each in cells], marker="o", markersize=3, label=name
+        )
+        for control, style in zip(CONTROLS, (":", "--"), strict=True):
+            shares = [mean(c[control]["skill"] for c in each) for each in cells]
+            axes.plot(offsets, shares, style, color=line.get_color(), alpha=0.6, label=control.replace("_", " "))
+    axes.set(xlabel="operations from the one that the state chose", ylabel="skill of a linear probe", xticks=offsets)
+
+
+def _meanings(axes: Any, runs: list[dict[str, Any]]) -> None:
+    meanings = [
+        name for name in runs[0]["meanings"] if all(run["meanings"][name]["content"] is not None for run in runs)
+    ]
+    wide = 0.8 / len(PROPERTIES)
+    for number, name in enumerate(PROPERTIES):
+        cells = [[run["meanings"][meaning][name] for run in runs] for meaning in meanings]
+        heights = [mean(cell["skill"] for cell in each) for each in cells]
+        ends = [[mean(cell["skill_ci95"][end] for cell in each) for each in cells] for end in (0, 1)]
+        below = [max(0.0, height - low) for height, low in zip(heights, ends[0], strict=True)]
+        above = [max(0.0, high - height) for height, high in zip(heights, ends[1], strict=True)]
+        places = [place + (number - 1) * wide for place in range(len(meanings))]
+        axes.bar(places, heights, wide, yerr=(below, above), capsize=2, label=name)
+    axes.set(xticks=range(len(meanings)), xticklabels=meanings, ylabel="skill of a new linear probe")

@@ -1,0 +1,189 @@
+"""What the states of Karel models know of what programs mean, over training and under other meanings, in one command.
+
+For every checkpoint of every run (`quietserve train karel`): its own programs, and linear probes of direction, obstacle and position
+on the states that chose each operation. For the last one besides: probes with hidden layers, offsets of -2 to 2 operations, the
+programs that the worlds were made with, and the same programs under every other meaning of the words, a new probe for each on
+the same states. All beside controls (`quietserve train probes`). What is finished is not done again, so the command can be killed
+and repeated; several may share the work by taking different runs.
+
+Emergent Representations of Program Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv 2305.11169).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint, drawing
+from ..checkpoint import Loaded
+from ..probe import probe_config
+from . import karel_plot
+from .arguments import claim, require, require_distinct, require_least, require_matplotlib, require_output, run
+from .evaluation.evaluate import library_versions
+from .karel import CHECKPOINTS, EVALUATIONS
+from .karel_table import markdown
+from .karel_texts import held_out, parse_stage
+from .karel_traces import PROPERTIES, label, own, reference
+from .loop import write_aside
+from .probes import probe, with_random_weights
+from .probing import Fit, States, classes_of
+from .tasks.karel.programs import MEANINGS
+from .tasks.karel.synthesis import Tasks
+from .traces import Trace
+
+LINEAR: tuple[int, ...] = ()
+SHAPES = {"linear": LINEAR, "1 hidden": (256,), "2 hidden": (256, 1024)}  # as in the paper
+OFFSETS = (-2, -1, 0, 1, 2)
+REPORTS = "reports"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train karel-study`."""
+    return run(_parser(), lambda args: study(args, sys.argv[1:] if argv is None else argv), argv)
+
+
+def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Measure whatever is missing, and print the tables."""
+    _check(args)
+    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "steps", "every")})
+    torch.set_num_threads(args.threads)
+    reports = [_run(args, seed, folder) for seed, folder in enumerate(args.runs)]
+    summary = {
+        "command": ["quietserve", "train", "karel-study", *argv],
+        "n": args.n,
+        "problem_seed": args.problem_seed,
+        "versions": library_versions(),
+        "runs": reports,
+    }
+    if args.results:
+        write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
+        karel_plot.plot(summary, args.results.with_suffix(".png"))
+    print(markdown(summary))
+
+
+def _run(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """Everything of one run."""
+    evaluations = [json.loads(line) for line in (folder / EVALUATIONS).read_text().splitlines()]
+    last = evaluations[-1]
+    chosen = [line for line in evaluations[:: args.every] if line["stage"] == last["stage"]]
+    if last not in chosen:
+        chosen.append(last)
+    stage = parse_stage(last["stage"])
+    tasks = held_out(stage, args.n, args.problem_seed).shown(stage.pairs)
+    over_training = []
+    for line in chosen:
+        path = folder / CHECKPOINTS / f"{line['step']:06d}"
+        found = _once(args, f"{folder.name}-{line['step']}", lambda path=path: _linear(args, path, tasks, seed))
+        over_training.append({"step": line["step"], "probes": found})
+    path = folder / CHECKPOINTS / f"{last['step']:06d}"
+    final = _once(args, f"{folder.name}-final", lambda: _final(args, path, tasks, seed))
+    return {"seed": seed, "stage": last["stage"], "evaluations": evaluations, "over_training": over_training, **final}
+
+
+def _once(args: argparse.Namespace, name: str, measure: Any) -> Any:
+    file = args.out / REPORTS / f"{name}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = measure()
+        write_aside(file, lambda aside: aside.write_text(json.dumps(found) + "\n"))
+        print(f"{name}: done", file=sys.stderr)
+    return json.loads(file.read_text())
+
+
+def _linear(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+    """Probes of a checkpoint on its own programs."""
+    loaded = checkpoint.load(path, "float32")
+    traces = label(loaded, tasks, own(loaded, tasks))
+    return _probes(args, loaded, traces, seed, States(loaded, traces, _layers(loaded)), None)
+
+
+def _final(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+    """All that is asked of the last checkpoint."""
+    loaded = checkpoint.load(path, "float32")
+    written, blank = own(loaded, tasks), with_random_weights(loaded, seed)
+    traces = label(loaded, tasks, written)
+    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, blank))
+    given = label(loaded, tasks, reference(tasks))
+    meant = {name: label(loaded, tasks, written, name) for name in MEANINGS}
+    return {
+        "shapes": {
+            name: _probes(args, loaded, traces, seed, states, blanks, widths=widths) for name, widths in SHAPES.items()
+        },
+        "offsets": {
+            str(offset): _probes(args, loaded, traces, seed, states, blanks, offset=offset) for offset in OFFSETS
+        },
+        "meanings": {
+            name: _probes(args, loaded, other, seed, states.with_labels(other), None) for name, other in meant.items()
+        },
+        "reference": _probes(
+            args,
+            loaded,
+            given,
+            seed,
+            *(States(one, given, _layers(loaded)) for one in (loaded, blank)),
+        ),
+    }
+
+
+def _probes(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    traces: Sequence[Trace],
+    seed: int,
+    states: States,
+    blank: States | None,
+    widths: tuple[int, ...] = LINEAR,
+    offset: int = 0,
+) -> dict[str, Any]:
+    """A probe of each property, and `content`: the geometric mean of their accuracies. None where labels do not differ."""
+    how, found = Fit(widths, args.steps, seed=seed), {}
+    for name in PROPERTIES:
+        classes = classes_of(traces, name)
+        if len(classes) < 2:
+            return {"content": None}
+        config = probe_config(loaded, property=name, classes=classes, layers=_layers(loaded), widths=widths)
+        found[name] = probe(states, blank, replace(config, offset=offset), args.held, how)
+    return {**found, "content": prod(cell["accuracy"] for cell in found.values()) ** (1 / len(found))}
+
+
+def _layers(loaded: Loaded) -> tuple[int, ...]:
+    """All, as in the paper."""
+    return tuple(range(loaded.model.backbone.num_layers + 1))
+
+
+def _check(args: argparse.Namespace) -> None:
+    require_least(args, 1, "n", "steps", "threads", "every")
+    require(args, "held", 0 < args.held < 1, "above 0 and below 1")
+    require_distinct(args, "runs")
+    for folder in args.runs:
+        if not (folder / EVALUATIONS).exists():
+            raise ValueError(f"--runs: {folder} is no run of `quietserve train karel`")
+    require_output("--results", args.results)
+    if args.results and not drawing.available():
+        require_matplotlib("--results")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quietserve train karel-study",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--runs", type=Path, nargs="+", required=True, metavar="RUN", help="folders of `train karel`, one a seed")
+    add("--out", type=Path, required=True, help="folder for what is measured")
+    add("--n", type=int, default=5000, help="held-out tasks, a program each (%(default)s)")
+    add("--every", type=int, default=1, metavar="N", help="look at each Nth checkpoint of the last stage (%(default)s)")
+    add("--steps", type=int, default=1500, help="updates of a probe (%(default)s)")
+    add("--held", type=float, default=0.2, help="share of programs to measure probes with (%(default)s)")
+    add("--problem-seed", type=int, default=3, help="draws other tasks (%(default)s)")
+    add("--results", type=Path, help="write everything here as one JSON file, and draw it beside")
+    add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    return parser

@@ -1,0 +1,88 @@
+"""What Karel models know, as tables for people; and what is worked out from their checkpoints."""
+
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any
+
+from .karel_traces import PROPERTIES
+from .study_table import spread
+
+CONTROLS = ("tokens_alone", "random_weights")
+BABBLES = 0.5  # share of the commonest program
+MEANS = 0.3  # share of the highest accuracy
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Means over seeds with their standard deviation: generation, shapes and controls, offsets, meanings, the fit of content."""
+    runs = summary["runs"]
+    ends = [run["evaluations"][-1] for run in runs]
+    names = ("accuracy", "held_back", "perplexity", "unique", "top")
+    generated = _table(
+        "programs (seeds)", names, {f"own ({len(runs)})": [[end[name] for end in ends] for name in names]}
+    )
+    columns = [*PROPERTIES, "content"]
+    rows = {
+        f"{shape}, accuracy": _cells(runs, lambda r, s=shape: r["shapes"][s], _accuracy) for shape in runs[0]["shapes"]
+    }
+    rows |= {f"{shape}, skill": _cells(runs, lambda r, s=shape: r["shapes"][s], _skill) for shape in runs[0]["shapes"]}
+    for control in CONTROLS:
+        rows[f"{control.replace('_', ' ')}, skill"] = _cells(
+            runs, lambda r: r["shapes"]["linear"], lambda cell, c=control: cell[c]["skill"]
+        )
+    rows["reference programs, skill"] = _cells(runs, lambda r: r["reference"], _skill)
+    for meaning in runs[0]["meanings"]:
+        rows[f"{meaning}, skill"] = _cells(runs, lambda r, m=meaning: r["meanings"][m], _skill)
+    for offset in runs[0]["offsets"]:
+        rows[f"offset {int(offset):+d}, skill"] = _cells(runs, lambda r, o=offset: r["offsets"][o], _skill)
+    fits = [r_squared(run) for run in runs]
+    return "\n\n".join([generated, _table("probes", columns, rows), f"R^2 of content on accuracy: {spread(fits)}"])
+
+
+def r_squared(run: dict[str, Any]) -> float:
+    """How much of the accuracy of a run's checkpoints a line through their semantic content explains."""
+    known = [(found["probes"]["content"], found["step"]) for found in run["over_training"]]
+    accuracy = {line["step"]: line["accuracy"] for line in run["evaluations"]}
+    pairs = [(content, accuracy[step]) for content, step in known if content is not None]
+    if len(pairs) < 3:
+        return float("nan")
+    x, y = (mean(column) for column in zip(*pairs, strict=True))
+    across = sum((a - x) * (b - y) for a, b in pairs)
+    spread_x, spread_y = sum((a - x) ** 2 for a, _ in pairs), sum((b - y) ** 2 for _, b in pairs)
+    return across**2 / (spread_x * spread_y) if spread_x and spread_y else float("nan")
+
+
+def phases(evaluations: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """The steps at which babbling ends, and syntax.
+
+    A model babbles while one program makes up `BABBLES` of all that it writes; what it writes has meaning once `MEANS` of its
+    highest accuracy is reached; in between it has learned what programs look like.
+    """
+    highest = max(line["accuracy"] for line in evaluations)
+    last = evaluations[-1]["step"]
+    meaning = next((line["step"] for line in evaluations if line["accuracy"] >= MEANS * highest), last)
+    varied = (line["step"] for line in evaluations if line["step"] > 0 and line["top"] < BABBLES)
+    return min(next(varied, last), meaning), meaning
+
+
+def _accuracy(cell: dict[str, Any]) -> float:
+    return cell["accuracy"]
+
+
+def _skill(cell: dict[str, Any]) -> float:
+    return cell["skill"]
+
+
+def _cells(
+    runs: Sequence[dict[str, Any]],
+    of: Callable[[dict[str, Any]], dict[str, Any]],
+    value: Callable[[dict[str, Any]], float],
+) -> list[list[float]]:
+    """A column for each property, and one for the content where accuracies are told."""
+    found = [of(run) for run in runs if of(run)["content"] is not None]
+    columns = [[value(cells[name]) for cells in found] for name in PROPERTIES]
+    return [*columns, [cells["content"] for cells in found] if value is _accuracy else []]
+
+
+def _table(corner: str, columns: Sequence[str], rows: dict[str, list[list[float]]]) -> str:
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(map(spread, cells))} |" for name, cells in rows.items())])

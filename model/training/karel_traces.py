@@ -1,0 +1,120 @@
+"""Run a model's Karel programs and label each operation with what is then true of the robot: what `train probes` learns from.
+
+Labels are of the first pair of worlds: `direction`; `position`, rows and columns from where it began; `obstacle`, whether it faces
+a wall. The last operation has none: its state is the one that the text shows. Programs are the model's own, or with `--reference`
+those that the worlds were made with, the same for every model. With `--meaning` the words mean other operations: were states
+only a record of what was written, a probe could learn those as well. Emergent Representations of Program Semantics in Language Models
+Trained on Programs (Jin and Rinard, arXiv 2305.11169), "Abstract Interpretation of Karel Programs" and "Semantic Interventions".
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import checkpoint
+from ..checkpoint import Loaded
+from .arguments import require, require_least, require_output, run
+from .evaluation.programs import generate_programs, operation_ids
+from .karel_texts import Stage, held_out, prompt
+from .tasks.karel import programs, synthesis
+from .tasks.karel.interpreter import is_blocked, trace
+from .tasks.karel.programs import MEANINGS
+from .tasks.karel.synthesis import Tasks
+from .tasks.karel.worlds import HEADINGS, Worlds, width
+from .traces import Trace, write_traces
+
+PROPERTIES = ("direction", "obstacle", "position")
+SPARE = 4  # operations that a model's program may have more than the longest that it learned from
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `quietserve train karel-traces`."""
+    return run(_parser(), make, argv)
+
+
+def make(args: argparse.Namespace) -> None:
+    """Write the labelled texts into `args.out`."""
+    require_least(args, 1, "n", "threads")
+    require(args, "task", args.task in synthesis.FAMILIES, "one of " + ", ".join(synthesis.FAMILIES))
+    require(args, "meaning", args.meaning in MEANINGS, "one of " + ", ".join(MEANINGS))
+    require_output("--out", args.out)
+    torch.set_num_threads(args.threads)
+    loaded = checkpoint.load(args.model, "float32")
+    family = synthesis.FAMILIES[args.task]
+    stage = Stage(family.size, family.pairs, family.steps[0], family.steps[-1], 1)
+    tasks = held_out(stage, args.n, args.problem_seed).shown(family.pairs)
+    written = reference(tasks) if args.reference else own(loaded, tasks)
+    traces = label(loaded, tasks, written, args.meaning)
+    write_traces(args.out, traces, loaded.tokens)
+    right = tasks.solves(programs.collect(written)).mean()
+    print(f"{len(traces)} programs, {sum(map(len, written))} operations; {right:.3f} of the programs are right")
+
+
+def own(loaded: Loaded, tasks: Tasks) -> list[list[int]]:
+    """What a model writes, greedily."""
+    return generate_programs(loaded, [prompt(text) for text in tasks.texts()], tasks.ops_NL.shape[1] + SPARE)
+
+
+def reference(tasks: Tasks) -> list[list[int]]:
+    """What the worlds were made with."""
+    return [[op for op in ops if op != programs.NOTHING] for ops in tasks.ops_NL.tolist()]
+
+
+def label(loaded: Loaded, tasks: Tasks, written: Sequence[Sequence[int]], meaning: str = "original") -> list[Trace]:
+    """Texts of programs, each operation but the last with its labels; the words are the same whatever they mean."""
+    tokens, op_ids = loaded.tokens, operation_ids(loaded)
+    states = abstract_states(first_worlds(tasks), written, meaning)
+    traces = []
+    for text, ops, told in zip(tasks.texts(), written, states, strict=True):
+        asked = tokens.encode(prompt(text))
+        labels = {
+            name: tuple((len(asked) + number, kinds[name]) for number, kinds in enumerate(told[:-1]))
+            for name in PROPERTIES
+        }
+        traces.append(Trace((*asked, *(op_ids[op] for op in ops)), labels))
+    return traces
+
+
+def abstract_states(begin: Worlds, written: Sequence[Sequence[int]], meaning: str) -> list[list[dict[str, str]]]:
+    """For each program what is true behind each of its operations."""
+    ops_NL = programs.rename(programs.collect(written), meaning)
+    found: list[list[dict[str, str]]] = [[] for _ in written]
+    for number, now in enumerate(trace(begin, ops_NL)):
+        wide = width(now.size)
+        moved = zip(*(np.divmod(cells, wide) for cells in (now.cells_N, begin.cells_N)), strict=True)
+        rows, columns = ((after - before).tolist() for after, before in moved)
+        headings, blocked = now.headings_N.tolist(), is_blocked(now).tolist()
+        for states, ops, heading, row, column, wall in zip(
+            found, written, headings, rows, columns, blocked, strict=True
+        ):
+            if number < len(ops):
+                direction, position = HEADINGS[heading], f"{row:+d}{column:+d}"
+                states.append({"direction": direction, "position": position, "obstacle": "yes" if wall else "no"})
+    return found
+
+
+def first_worlds(tasks: Tasks) -> Worlds:
+    """The first of each task's."""
+    return tasks.before[np.arange(len(tasks)) * tasks.pairs]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quietserve train karel-traces",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="of `train karel`: a folder, or a bundled one")
+    add("--out", type=Path, required=True, metavar="FILE", help="a line of JSON for every program")
+    add("--task", default="karel-4x4", help=f"of {', '.join(synthesis.FAMILIES)} (%(default)s)")
+    add("--n", type=int, default=5000, help="programs (%(default)s)")
+    add("--reference", action="store_true", help="those that the worlds were made with, not the model's")
+    add("--meaning", default="original", help=f"of the words: {', '.join(MEANINGS)} (%(default)s)")
+    add("--problem-seed", type=int, default=3, help="draws other held-out tasks (%(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    return parser
