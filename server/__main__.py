@@ -23,6 +23,7 @@ from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
 from ..model.decode import is_out_of_memory
 from ..model.linears import Kind
+from ..model.probe import Probe, load_probe
 from ..model.ranker import Ranker, load_ranker
 from .app import create_app
 from .engine import Engine
@@ -160,7 +161,7 @@ def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipe
     except ValueError as error:
         raise CheckpointError(f"{loaded.name}: {error}") from error
     rankers = {ranker.name: load_ranker(ranker.path, loaded) for ranker in settings.ranker}
-    engine = _engine(settings, loaded, service.metrics, rankers)
+    engine = _engine(settings, loaded, service.metrics, rankers, _load_probes(settings, loaded))
     pipeline = Pipeline(
         engine,
         settings.default_thought_depth,
@@ -172,12 +173,26 @@ def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipe
     _check_presets(pipeline, service.presets.values())
     dtype = str(loaded.model.backbone.dtype).removeprefix("torch.")
     service.metrics.describe_model(settings.quantization, dtype, device, engine.model_bytes, engine.kv_cache_bytes)
+    service.metrics.describe_probes(list(engine.probes))
     engine.start()
     fields = {"model": service.model_name, "device": device, "dtype": dtype, "quantization": settings.quantization}
     logger.info("ready", extra={"fields": fields})
     with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
         _announce(_url(listener), service.model_name, engine, guarded=bool(settings.api_key or settings.api_key_file))
     return pipeline
+
+
+def _load_probes(settings: Settings, loaded: Loaded) -> dict[str, Probe]:
+    """Raises CheckpointError for one that cannot be loaded, unless it is to be left out."""
+    probes: dict[str, Probe] = {}
+    for given in settings.probe:
+        try:
+            probes[given.name] = load_probe(given.path, loaded)
+        except CheckpointError as error:
+            if not settings.skip_bad_probes:
+                raise
+            logger.warning("the probe %s is left out: %s", given.name, " ".join(str(error).split()))
+    return probes
 
 
 def _check_presets(pipeline: Pipeline, presets: Iterable[Preset]) -> None:
@@ -225,7 +240,13 @@ def _num_threads(loaded: Loaded) -> int:
     return 1 if num_parameters < SMALL_MODEL else torch.get_num_threads()
 
 
-def _engine(settings: Settings, loaded: Loaded, metrics: Metrics, rankers: Mapping[str, Ranker]) -> Engine:
+def _engine(
+    settings: Settings,
+    loaded: Loaded,
+    metrics: Metrics,
+    rankers: Mapping[str, Ranker],
+    probes: Mapping[str, Probe],
+) -> Engine:
     try:
         engine = Engine(
             model=loaded.model,
@@ -242,6 +263,7 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics, rankers: Mappi
             cuda_graphs=settings.cuda_graphs,
             observer=metrics,
             rankers=rankers,
+            probes=probes,
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error

@@ -151,6 +151,15 @@ class Metrics:
         self._ranker_time.labels(self._model, ranker).observe(seconds)
         self._ranked.labels(self._model, ranker).inc(num_answers)
 
+    def describe_probes(self, names: Sequence[str]) -> None:
+        """Tell which there are, before they have anything to say."""
+        for name in names:
+            self._readouts.labels(self._model, name)
+
+    def read(self, probe: str, num_tokens: int) -> None:
+        """A probe had something to say of tokens."""
+        self._readouts.labels(self._model, probe).inc(num_tokens)
+
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for forwards."""
         self._oom.labels(self._model).inc(times)
@@ -249,6 +258,7 @@ class Metrics:
             "speculative_tokens_total", "Drafts that were decided as drafted, otherwise, or not at all.", "outcome"
         )
         self._adaptive = self._counter("adaptive_positions_total", "Positions of adaptive requests.", "decision")
+        self._readouts = self._counter("probe_readouts_total", "Visible tokens that a probe has read.", "probe")
         self._tokens = self._counter("generation_tokens_total", "Tokens decoded.", "kind")
 
     def _describe_server(self) -> None:

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from ..model.probe import ProbeConfig
 from .choices import ChatWriter, CompletionWriter, Writer
 from .errors import NotFoundError, UnavailableError
 from .metrics import CONTENT_TYPE
@@ -22,6 +23,7 @@ from .replies import (
     ErrorReply,
     ModelList,
     ModelReply,
+    ProbeDescription,
     ScoreReply,
     TokenizeReply,
     VotingReply,
@@ -229,7 +231,7 @@ def _describe_model(request: Request, name: str) -> ModelReply:
         max_thought_depth=engine.max_thought_depth,
         self_correction=limits["self_correction_turns"] > 0,
         rankers=service.ready_pipeline().rankers,
-        probes=[],
+        probes=[_describe_probe(name, config) for name, config in engine.probes.items()],
     )
     return ModelReply(
         id=name,
@@ -237,4 +239,14 @@ def _describe_model(request: Request, name: str) -> ModelReply:
         parent=None if name == service.model_name else service.model_name,
         max_model_len=engine.max_model_len,
         capabilities=capabilities,
+    )
+
+
+def _describe_probe(name: str, config: ProbeConfig) -> ProbeDescription:
+    return ProbeDescription(
+        name=name,
+        property=config.property,
+        classes=list(config.classes),
+        layers=list(config.layers),
+        offset=config.offset,
     )
