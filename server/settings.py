@@ -21,7 +21,7 @@ class SettingsError(FlagError):
 
 @dataclass(frozen=True)
 class NamedPath:
-    """What requests call a ranker or a probe, and where it lies."""
+    """What requests call a ranker, a probe or a model, and where it lies."""
 
     name: str
     path: str
@@ -37,6 +37,15 @@ def parse_ranker(text: str) -> NamedPath:
     if ranker.name in SELF_RANKERS:
         raise ValueError(f"{ranker.name!r} is a ranker that needs no training; call this one otherwise")
     return ranker
+
+
+def parse_model(text: str) -> NamedPath:
+    """A further model from NAME=PATH, or a path alone, whose last part is then the name. Raises ValueError."""
+    if "=" in text:
+        return _named_path(text, "a further model", "karel=runs/karel")
+    if not text.strip():
+        raise ValueError("a further model is a checkpoint, or NAME=PATH")
+    return NamedPath(Path(text).resolve().name, text)
 
 
 def parse_probe(text: str) -> NamedPath:
@@ -76,6 +85,13 @@ class Settings:
 
     served_model_name: str | None = flag(
         None, str, "what requests call the model (default: the checkpoint's name)", metavar="NAME"
+    )
+    also: tuple[NamedPath, ...] = flag(
+        (),
+        parse_model,
+        "serve a further checkpoint in the same process, that requests call by this name (default: the checkpoint's)",
+        metavar="[NAME=]PATH",
+        many=True,
     )
     model_preset: tuple[Preset, ...] = flag(
         (),
@@ -195,9 +211,11 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
         told = read_flags(Settings, argv, environ, "quietserve serve", _DESCRIPTION)
     except FlagError as error:
         raise SettingsError(str(error)) from error
-    names = [told.settings.served_model_name, *(preset.name for preset in told.settings.model_preset)]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise SettingsError(f"argument --model-preset: two models are called {doubled.pop()!r}")
+    names = [told.settings.served_model_name, *(model.name for model in told.settings.also)]
+    for flag_name, more in (("also", []), ("model-preset", [preset.name for preset in told.settings.model_preset])):
+        names += more
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise SettingsError(f"argument --{flag_name}: two models are called {doubled.pop()!r}")
     for flag_name, given in (("ranker", told.settings.ranker), ("probe", told.settings.probe)):
         called = [one.name for one in given]
         if doubled := {name for name in called if called.count(name) > 1}:

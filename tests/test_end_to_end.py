@@ -333,6 +333,69 @@ def test_a_probe_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error["message"] == "probes has 'bad'; this server has good."
 
 
+def test_several_models_answer_as_each_alone(tmp_path: Path) -> None:
+    """A checkpoint that thinks, one that does not and one with a ranker, all at once; what is attached finds its model."""
+    folders = {"tiny": tiny.save(tmp_path / "tiny"), "plain": tiny.save(tmp_path / "plain", quiet=None, seed=1)}
+    probes = {
+        name: tiny.save_probe(tmp_path / f"{name}-probe", checkpoint.load(path)) for name, path in folders.items()
+    }
+    flags = ["--also", f"plain={folders['plain']}", "--also", CORRECTOR, "--ranker", f"checker={RANKER}"]
+    flags += [part for name, path in probes.items() for part in ("--probe", f"way.{name}={path}")]
+    flags += ["--max-thought-depth", "6", "--model-preset", 'brief={"model": "plain", "max_tokens": 3}']
+    asked = [
+        {"model": name, "prompt": f"tell me {seed}", "max_tokens": 12, "seed": seed, "n": 2}
+        for name in (*folders, CORRECTOR)
+        for seed in range(4)
+    ]
+    alone = [texts for name, path in folders.items() for texts in answers(str(path), asked, name)]
+    alone += answers(CORRECTOR, asked, CORRECTOR)
+    with serving(str(folders["tiny"]), *flags) as address, httpx.Client(base_url=address, timeout=60) as client:
+        assert asyncio.run(all_at_once(address, asked)) == alone
+        told = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+        brief = client.post("/v1/completions", json={"model": "brief", "prompt": "x", "ignore_eos": True}).json()
+        metrics = client.get("/metrics").text
+    assert {name: model["parent"] for name, model in told.items()} == {
+        "tiny": None,
+        "plain": None,
+        "brief": "plain",
+        CORRECTOR: None,
+    }
+    able = {name: model["capabilities"] for name, model in told.items()}
+    assert [probe["name"] for name in told for probe in able[name]["probes"]] == ["way.tiny", "way.plain", "way.plain"]
+    assert [name for name in told if "checker" in able[name]["rankers"]] == [CORRECTOR]
+    assert {name: able[name]["max_thought_depth"] for name in folders} == {"tiny": 6, "plain": 0}
+    assert (brief["model"], brief["usage"]["completion_tokens"]) == ("brief", 3)
+    for name, count in (("tiny", 8), ("plain", 9), (CORRECTOR, 8)):
+        assert total(metrics, "requests_finished_total", name) == count
+        assert total(metrics, "e2e_request_latency_seconds_count", name) == count
+        assert total(metrics, "num_requests_running", name) == 0
+
+
+def answers(path: str, asked: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """Those of a server of this model alone, whose requests are asked one after the other."""
+    with serving(path, "--served-model-name", name, "--max-thought-depth", "6" if name == "tiny" else "0") as address:
+        return [texts for one in asked if one["model"] == name for texts in asyncio.run(all_at_once(address, [one]))]
+
+
+async def all_at_once(address: str, asked: list[dict[str, Any]]) -> list[list[str]]:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        replies = await asyncio.gather(*(client.post("/v1/completions", json=one) for one in asked))
+    return [[choice["text"] for choice in reply.json()["choices"]] for reply in replies]
+
+
+def total(metrics: str, name: str, model: str) -> float:
+    found = re.findall(rf'^quietserve_{name}{{[^}}]*model_name="{model}"[^}}]*}} (\S+)$', metrics, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_a_ranker_that_fits_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(tiny.save(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "two"))]
+    assert serve([folders[0], "--port", "0", "--also", folders[1], "--ranker", f"checker={RANKER}"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "one's are 32 wide, of 259" in told
+    assert "two's are 32 wide, of 259" in told
+
+
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
 def test_the_wheel_serves_the_bundled_checkpoint(tmp_path: Path) -> None:
     """Built from what git tracks, unpacked elsewhere, run from there."""

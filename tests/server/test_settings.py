@@ -21,6 +21,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "served-model-name": ("m", "m"),
     "model-preset": ('deep={"thought_depth": 12}', (Preset("deep", {"thought_depth": 12}),)),
     "ranker": ("checker=runs/ranker", (NamedPath("checker", "runs/ranker"),)),
+    "also": ("karel=runs/karel", (NamedPath("karel", "runs/karel"),)),
     "probe": ("karel.direction=runs/probe", (NamedPath("karel.direction", "runs/probe"),)),
     "skip-bad-probes": ("true", True),
     "dtype": ("bfloat16", "bfloat16"),
