@@ -27,7 +27,7 @@ from .calls import (
 )
 from .carriers import DEFAULT_URL, AsyncCarrier, Carrier
 from .errors import ApiError
-from .replies import Choice, Delta, Model, Reply, Thought, Tokenization, Usage, Voting
+from .replies import Choice, Delta, Model, Probed, Readout, Reply, Thought, Tokenization, Usage, Voting
 
 __all__ = [
     "DEFAULT_URL",
@@ -37,6 +37,8 @@ __all__ = [
     "Client",
     "Delta",
     "Model",
+    "Probed",
+    "Readout",
     "Reply",
     "Thought",
     "Tokenization",

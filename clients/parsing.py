@@ -9,6 +9,9 @@ from .replies import (
     Delta,
     Metrics,
     Model,
+    Probe,
+    Probed,
+    Readout,
     Reply,
     Sample,
     SelfCorrection,
@@ -98,6 +101,7 @@ def _parse_piece(raw: Any) -> dict[str, Any]:
         "text": part.get("content") or part.get("text") or "",
         "reasoning": part.get("reasoning") or "",
         "thoughts": tuple(_parse_thought(thought) for thought in raw.get("thoughts") or ()),
+        "probes": _parse_probed(raw),
         "logprobs": _parse_logprobs(raw.get("logprobs") or {}),
         "self_correction": _parse_correction(correction) if correction else None,
         "vote": _parse_vote(vote) if vote else None,
@@ -113,6 +117,21 @@ def _parse_thought(raw: Any) -> Thought:
         mixing_weight=raw["mixing_weight"],
         thought_index=raw.get("thought_index", 0),
     )
+
+
+def _parse_probed(raw: Any) -> tuple[Probed, ...]:
+    return tuple(
+        Probed(
+            told["position"],
+            told["token"],
+            {name: _parse_readout(readout) if readout else None for name, readout in told["readouts"].items()},
+        )
+        for told in raw.get("probes") or ()
+    )
+
+
+def _parse_readout(raw: Any) -> Readout:
+    return Readout(raw["class"], raw["probability"])
 
 
 def _parse_logprobs(raw: Any) -> tuple[TokenLogprob, ...]:
@@ -141,7 +160,7 @@ def _parse_correction(raw: Any) -> SelfCorrection:
 
 def _parse_turn(raw: Any) -> Turn:
     thoughts = tuple(_parse_thought(thought) for thought in raw.get("thoughts") or ())
-    return Turn(raw["text"], raw["finish_reason"], raw["num_tokens"], thoughts, raw)
+    return Turn(raw["text"], raw["finish_reason"], raw["num_tokens"], thoughts, raw, _parse_probed(raw))
 
 
 def _parse_voting(raw: Any) -> Voting:
@@ -184,6 +203,10 @@ def _parse_model(raw: Any) -> Model:
         max_thought_depth=told.get("max_thought_depth"),
         self_correction=bool(told.get("self_correction")),
         rankers=tuple(told.get("rankers") or ()),
-        probes=tuple(told.get("probes") or ()),
+        probes=tuple(_parse_probe(probe) for probe in told.get("probes") or ()),
     )
     return Model(raw["id"], raw.get("parent"), raw.get("max_model_len"), capabilities, raw)
+
+
+def _parse_probe(raw: Any) -> Probe:
+    return Probe(raw["name"], raw["property"], tuple(raw["classes"]), tuple(raw["layers"]), raw["offset"])

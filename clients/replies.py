@@ -23,6 +23,23 @@ class Thought:
 
 
 @dataclass(frozen=True)
+class Readout:
+    """The class that a probe holds likeliest, by the state that chose a token, and how likely."""
+
+    class_: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What probes read of one visible token, by their names; None where a probe has nothing to say of such a token."""
+
+    position: int
+    token: str
+    readouts: Mapping[str, Readout | None]
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """A token and the likeliest ones in its place; the first token of a scored text has no log-probability."""
 
@@ -65,13 +82,17 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a self-correction before the last; its `thoughts` are listed where `return_thoughts` asked for them."""
+    """One turn of a self-correction before the last; its `thoughts` are listed where `return_thoughts` asked for them.
+
+    Its `probes` are, where the request had some.
+    """
 
     text: str
     finish_reason: str
     num_tokens: int
     thoughts: tuple[Thought, ...]
     raw: Raw = field(repr=False, compare=False)
+    probes: tuple[Probed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,7 @@ class Piece:
         index: which of the answers asked for.
         reasoning: the text of its thoughts, empty unless `include_reasoning` asked for it.
         thoughts: empty unless `return_thoughts` asked for them.
+        probes: one for each token, empty unless `probes` asked for some.
         logprobs: empty unless `logprobs` asked for them.
     """
 
@@ -133,6 +155,7 @@ class Piece:
     text: str
     reasoning: str = ""
     thoughts: tuple[Thought, ...] = ()
+    probes: tuple[Probed, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     self_correction: SelfCorrection | None = None
     vote: Vote | None = None
@@ -187,9 +210,25 @@ class Reply:
         return self.choices[0].thoughts
 
     @property
+    def probes(self) -> tuple[Probed, ...]:
+        """What probes read of the first answer."""
+        return self.choices[0].probes
+
+    @property
     def reasoning(self) -> str:
         """The text of the first answer's thoughts."""
         return self.choices[0].reasoning
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe that a model has; `layers` are those whose states it averages, 0 the embeddings."""
+
+    name: str
+    property: str
+    classes: tuple[str, ...]
+    layers: tuple[int, ...]
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -200,7 +239,7 @@ class Capabilities:
     max_thought_depth: int | None = None
     self_correction: bool = False
     rankers: tuple[str, ...] = ()
-    probes: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True)

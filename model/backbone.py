@@ -15,6 +15,9 @@ from transformers import AttentionInterface, PreTrainedModel
 # attend(layer, query, key, value, scale): [B, heads, R, D], and kv_heads for key and value, to [B, heads, R, D].
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
+# watch(layer, hidden): [B, R, H], 0 the embeddings, k the output of layer k; of the last layer behind the final norm.
+Watch = Callable[[int, Tensor], None]
+
 ATTENTION = "quietserve"
 
 # Settings under which logits are no longer linear in the hidden state, or attention is not the plain softmax we compute.
@@ -77,7 +80,7 @@ class Backbone(nn.Module):
         if moving := _rope_types(lm.config.to_dict()) & {"dynamic", "longrope"}:
             raise ValueError(f"rope_type {moving.pop()!r} turns a text by its neighbours' lengths; it is not supported")
         self.lm = lm
-        self.body: Callable[[Tensor, Tensor, Attend], Tensor] = self._library_body
+        self.body: Callable[[Tensor, Tensor, Attend, Watch | None], Tensor] = self._library_body
         with torch.no_grad():
             self.kv_shapes = self._adopt()
 
@@ -98,6 +101,11 @@ class Backbone(nn.Module):
     def vocab_size(self) -> int:
         """Number of rows of the output embedding, which may exceed the tokenizer's entries."""
         return int(self._head.out_features)  # a weight of 4 bits has another shape
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, each with keys and values of its own."""
+        return len(self.kv_shapes)
 
     @property
     def max_positions(self) -> int:
@@ -125,16 +133,23 @@ class Backbone(nn.Module):
         """Input embeddings of token ids: [...] to [..., H]."""
         return self._embedding(ids)
 
-    def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, R, H] after the final norm; `attend` decides what each row sees."""
-        return self.body(embeds_BRH, positions_BR, attend)
+    def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend, watch: Watch | None = None) -> Tensor:
+        """Hidden states [B, R, H] after the final norm; `attend` decides what each row sees, `watch` is shown every layer."""
+        return self.body(embeds_BRH, positions_BR, attend, watch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in float32: [..., H] to [..., V]."""
         return self._head(hidden).float()
 
-    def _library_body(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
-        out = self.lm.base_model(inputs_embeds=embeds_BRH, position_ids=positions_BR, use_cache=False, attend=attend)
+    def _library_body(
+        self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend, watch: Watch | None = None
+    ) -> Tensor:
+        shown = {"output_hidden_states": True} if watch else {}
+        out = self.lm.base_model(
+            inputs_embeds=embeds_BRH, position_ids=positions_BR, use_cache=False, attend=attend, **shown
+        )
+        for layer, hidden in enumerate(out.hidden_states if watch else ()):
+            watch(layer, hidden)  # type: ignore[misc]
         return out.last_hidden_state
 
     def _adopt(self) -> list[tuple[int, int]]:

@@ -63,6 +63,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     allowed_token_ids: tuple[int, ...] = ()  # visible tokens are chosen among these; none: among all
+    probes: tuple[str, ...] = ()  # names of those that read what chose each visible token
     logprobs: int | None = None  # alternatives reported for each visible token; 0 reports the chosen token's alone
     prompt_logprobs: int | None = None  # the same for the prompt, scored with thoughts at every position
     thought_depth: int = 0  # 0: no thought at all, the plain base model

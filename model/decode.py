@@ -10,7 +10,8 @@ token is known and never which token it is.
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,11 +23,15 @@ from .graphs import StaticForwards
 from .judge import Judge, Next
 from .pacing import Pace
 from .prefixes import Prefixes
-from .progress import Generation, Progress, ThoughtRecord, Token
+from .progress import Generation, Progress, Readout, ThoughtRecord, Token
 from .quiet_model import QuietModel
+from .readouts import Readouts, Watching
 from .sampling import hash_key, top_logprobs
 from .thoughts import Choose, Rows, Thought
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .probe import Probe
 
 logger = logging.getLogger("quietserve")
 
@@ -48,6 +53,7 @@ class Decoder:
         reuse_prefixes: an attempt takes over what any slot holds of its prompt.
         graphs: record forwards as CUDA graphs, on a GPU.
         choose: who picks the tokens of thoughts; seeded noise unless a study wants otherwise.
+        probes: what attempts may have read in the states that choose their tokens, by name.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Decoder:
         reuse_prefixes: bool = True,
         graphs: bool = True,
         choose: Choose | None = None,
+        probes: "Mapping[str, Probe] | None" = None,
     ) -> None:
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {prefill_chunk}; it must be 1 or more")
@@ -73,6 +80,7 @@ class Decoder:
         self._num_since_full = 0  # steps since it did not
         self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
         self._judge = Judge(model, tokens, choose)
+        self._readouts = Readouts(probes or {})
 
     def start(self, slot: int, prompt: Sequence[int], params: SamplingParams, whole_text: bool = False) -> Decoding:
         """Begin an attempt in a free slot. Raises ValueError when it cannot be served.
@@ -83,6 +91,7 @@ class Decoder:
             raise ValueError("the prompt is empty; it must hold at least one token")
         self.tokens.check(prompt)
         self._check_allowed(params)
+        self._readouts.check(params.probes)
         if len(prompt) + params.max_tokens > self.cache.max_len:
             raise ValueError(
                 f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the {self.cache.max_len} that fit"
@@ -181,10 +190,14 @@ class Decoder:
         rows = Rows()
         spans = self._read(decodings, rows)
         self.num_rows += len(rows)
-        hidden_NH = self._run(rows)
+        watching = self._readouts.watch(decodings, spans)
+        hidden_NH = self._run(rows, watching)
+        if watching:
+            watching.keep()
         for decoding, span in zip(decodings, spans, strict=True):
             decoding.keep(span, hidden_NH)
         due, peeks = self._judge(decodings, hidden_NH, in_flight)
+        self._readouts.read(due)
         news = self._commit(due)
         for peek in peeks:
             _draft(peek, in_flight)
@@ -192,7 +205,9 @@ class Decoder:
             self.pace.times.add(len(rows), time.perf_counter() - begin)
         return list(news.items())
 
-    def _run(self, rows: Rows) -> Tensor:
+    def _run(self, rows: Rows, watching: Watching | None = None) -> Tensor:
+        if watching:  # a recorded forward shows nobody its layers
+            return self.model.run(rows, self.cache, watching)
         return self._graphs.run(rows) if self._graphs else self.model.run(rows, self.cache)
 
     def _read(self, decodings: Sequence[Decoding], rows: Rows) -> list[range]:
@@ -277,7 +292,8 @@ class Decoder:
             right = decoding.decide(next_.chosen)
             if right is not None and thoughts:  # without a thought a draft is right by nature
                 self.pace.decided(right)
-            news.tokens.append(_token(next_.chosen, logits_V, decoding.params.logprobs, thoughts))
+            probes = tuple((name, next_.readouts.get(name)) for name in decoding.params.probes)
+            news.tokens.append(_token(next_.chosen, logits_V, decoding.params.logprobs, thoughts, probes))
             news.text += decoding.tell(next_.chosen)
         news.finish_reason = decoding.finish_reason
 
@@ -362,11 +378,17 @@ def _draft(peek: Next, in_flight: int) -> None:
         decoding.tokens.append(token)
 
 
-def _token(token: int, logits_V: Tensor, count: int | None, thoughts: tuple[ThoughtRecord, ...]) -> Token:
+def _token(
+    token: int,
+    logits_V: Tensor,
+    count: int | None,
+    thoughts: tuple[ThoughtRecord, ...],
+    probes: tuple[tuple[str, Readout | None], ...] = (),
+) -> Token:
     if count is None:
-        return Token(token, thoughts=thoughts)
+        return Token(token, thoughts=thoughts, probes=probes)
     logprob, top = top_logprobs(logits_V.log_softmax(-1), token, count)
-    return Token(token, logprob, tuple(top), thoughts)
+    return Token(token, logprob, tuple(top), thoughts, probes)
 
 
 def _finish_idle(decoding: Decoding) -> Progress:

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -22,6 +22,7 @@ class Position:
     thoughts: list[Thought] | None = None  # None: not begun, for want of lanes; empty: decided without a thought
     lanes: list[int] = field(default_factory=list)  # the scratch strips its thoughts hold
     base: Tensor | None = None  # hidden state of its token, [H]
+    states: Tensor | None = None  # means over layers for probes, [S, H]; where some are asked for
 
     @property
     def num_hidden(self) -> int:
@@ -147,13 +148,17 @@ class Decoding:
         self.flight.extend(Position(number) for number in range(first, readable))
         return span
 
-    def keep(self, span: range, hidden_NH: Tensor) -> None:
-        """The tokens that `read` added have been read: keep the hidden states that decisions will need."""
+    def added(self, span: range) -> Iterator[tuple[Position, int]]:
+        """The positions that `read` added, the newest first, each with the row of its token."""
         for position in reversed(self.flight):
             if position.number < self.cached:
                 break
-            # a view would keep all rows alive
-            position.base = hidden_NH[span[position.number - self.cached]].clone()
+            yield position, span[position.number - self.cached]
+
+    def keep(self, span: range, hidden_NH: Tensor) -> None:
+        """The tokens that `read` added have been read: keep the hidden states that decisions will need."""
+        for position, row in self.added(span):
+            position.base = hidden_NH[row].clone()  # a view would keep all rows alive
         self.cached += len(span)
         self.counts.forwards += self.cached >= self.num_prompt
 

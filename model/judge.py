@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .decoding import Decoding, Position
 from .mixing import average
+from .progress import Readout
 from .quiet_model import QuietModel
 from .sampling import Draw, sample, sample_thoughts
 from .thoughts import Choose, Thought, grow, settle
@@ -26,6 +27,7 @@ class Next:
     weights: Sequence[float] = ()  # of its thoughts
     chosen: int | None = None  # not where the prompt says which it is
     broken: bool = False  # its logits are not numbers
+    readouts: dict[str, Readout] = field(default_factory=dict)  # by the probe's name
 
 
 class Judge:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from .backbone import Attend, Backbone, causal, tolerance
+from .backbone import Attend, Backbone, Watch, causal, tolerance
 
 KNOWN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # bodies that are just what `_Layer` computes
 
@@ -33,15 +33,20 @@ class LeanBody(nn.Module):
             self.layers.append(_Layer(layers[i]))
             layers[i] = nn.Identity()  # so that no more than one layer is held twice
 
-    def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
+    def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend, watch: Watch | None = None) -> Tensor:
         """Hidden states [B, R, H] after the final norm."""
         cos, sin = self.rotary(embeds_BRH, positions_BR)  # [B, R, D]
         half = sin.shape[-1] // 2
         turn = cos.unsqueeze(2), torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
         hidden = embeds_BRH
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if watch:
+                watch(number, hidden)
             hidden = layer(hidden, turn, attend)
-        return self.norm(hidden)
+        hidden = self.norm(hidden)
+        if watch:
+            watch(len(self.layers), hidden)
+        return hidden
 
 
 class _Layer(nn.Module):

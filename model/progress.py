@@ -12,6 +12,14 @@ class ThoughtRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Readout:
+    """What a probe reads in the state that chose a token."""
+
+    class_: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One decided token: of the output, or of a prompt that is scored."""
 
@@ -20,6 +28,9 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     thoughts: tuple[ThoughtRecord, ...] = ()  # the parallel thoughts before it; none at depth 0 and where it was sure
+    probes: tuple[
+        tuple[str, Readout | None], ...
+    ] = ()  # by name, those asked for; None where a probe has nothing to say
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .backbone import Attend, Backbone
+from .backbone import Attend, Backbone, Watch
 from .cache import Cache
 from .config import QuietConfig
 from .lean import make_lean
@@ -82,18 +82,18 @@ class QuietModel(nn.Module):
         embeds = torch.where(tokens == START, self.start_embedding, embeds)
         return torch.where(tokens == END, self.end_embedding, embeds)
 
-    def forward(self, tokens_BR: Tensor, positions_BR: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, R, H] of rows that see what `attend` lets them."""
-        return self.backbone(self.embed(tokens_BR), positions_BR, attend)
+    def forward(self, tokens_BR: Tensor, positions_BR: Tensor, attend: Attend, watch: Watch | None = None) -> Tensor:
+        """Hidden states [B, R, H] of rows that see what `attend` lets them; `watch` is shown every layer's."""
+        return self.backbone(self.embed(tokens_BR), positions_BR, attend, watch)
 
-    def run(self, rows: Rows, cache: Cache) -> Tensor:
-        """One forward over rows of any slots, through the cache: hidden states [N, H]."""
+    def run(self, rows: Rows, cache: Cache, watch: Watch | None = None) -> Tensor:
+        """One forward over rows of any slots, through the cache: hidden states [N, H]; `watch` is shown every layer's."""
         device = self.backbone.device
         if not len(rows):  # a forward that failed behind this point is made good without reading anything twice
             return torch.zeros(0, self.backbone.hidden_size, dtype=self.backbone.dtype, device=device)
         tokens = torch.tensor([rows.tokens], device=device)
         positions = torch.tensor([rows.positions], device=device)
-        return self(tokens, positions, cache.attend(rows))[0]
+        return self(tokens, positions, cache.attend(rows), watch)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., V] in float32; the markers cannot be chosen."""

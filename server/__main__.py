@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 import uvicorn
@@ -23,6 +25,7 @@ from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
 from ..model.decode import is_out_of_memory
 from ..model.linears import Kind
+from ..model.probe import Probe, load_probe
 from ..model.ranker import Ranker, load_ranker
 from .app import create_app
 from .engine import Engine
@@ -36,6 +39,8 @@ from .service import Service
 from .settings import Settings, SettingsError
 
 logger = logging.getLogger("quietserve.server")
+
+T = TypeVar("T")
 
 EXAMPLE_PROMPT = (
     "Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. "
@@ -64,18 +69,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
     path = settings.model or DEFAULT
     name = settings.served_model_name or Path(path).resolve().name
-    presets = {preset.name: preset for preset in settings.model_preset}
-    if name in presets:
-        raise SettingsError(f"argument --model-preset: {name!r} is the model's own name")
-    service = Service(name, Metrics(name, vllm_names=settings.metrics_compat == "vllm"), presets)
+    service = _service(settings, name)
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_LAST_REPLIES_S
     )
-    server = LoadingServer(config, service, settings.shutdown_timeout, lambda: _load(settings, service, listener))
+    server = LoadingServer(config, service, settings.shutdown_timeout, lambda: _load_all(settings, service, listener))
     server.run([listener])
     return 0
+
+
+def _service(settings: Settings, name: str) -> Service:
+    """The models under their names, and their presets, none of them loaded. Raises SettingsError."""
+    if name in {preset.name for preset in settings.model_preset}:
+        raise SettingsError(f"argument --model-preset: {name!r} is the model's own name")
+    if name in {model.name for model in settings.also}:
+        raise SettingsError(f"argument --also: {name!r} is the first model's name; give this one another: NAME=PATH")
+    metrics = Metrics(name, vllm_names=settings.metrics_compat == "vllm")
+    others = [Service(model.name, Metrics(model.name, beside=metrics)) for model in settings.also]
+    service = Service(name, metrics, others=others)
+    owners = {owner.model_name: owner for owner in service.every}
+    for preset in settings.model_preset:
+        if (parent := preset.model or name) not in owners:
+            known = ", ".join(map(repr, owners))
+            raise SettingsError(f"argument --model-preset: {preset.name}: model is {parent!r}; this server has {known}")
+        owners[parent].presets[preset.name] = preset
+    return service
 
 
 class LoadingServer(uvicorn.Server):
@@ -85,13 +105,13 @@ class LoadingServer(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-        service: gets its pipeline, which must become idle in the end.
-        timeout_s: how long it may take to.
-        load: makes the pipeline, on a thread of its own.
+        service: each of its models gets its pipeline; all must become idle in the end.
+        timeout_s: how long they may take to.
+        load: makes the pipelines, in the order of the models, on a thread of its own.
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, timeout_s: float, load: Callable[[], Pipeline]
+        self, config: uvicorn.Config, service: Service, timeout_s: float, load: Callable[[], Sequence[Pipeline]]
     ) -> None:
         super().__init__(config)
         self._service, self._timeout_s, self._load = service, timeout_s, load
@@ -105,9 +125,11 @@ class LoadingServer(uvicorn.Server):
         try:
             super().run(sockets)
         finally:
-            if self._service.pipeline:
-                self._service.pipeline.engine.close(timeout_s=0)
-            elif not self._failure:  # it still loads: a library in the middle of that may not survive an orderly end
+            for pipeline in self._pipelines:
+                pipeline.engine.close(timeout_s=0)
+            if (
+                not self._pipelines and not self._failure
+            ):  # it still loads: a library in the middle of that may not survive an orderly end
                 os._exit(0)
         if self._failure:
             raise self._failure
@@ -120,64 +142,133 @@ class LoadingServer(uvicorn.Server):
             return
         self._deadline = time.monotonic() + self._timeout_s
         logger.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
-        self._service.metrics.drain()
-        if self._service.pipeline:
-            self._service.pipeline.draining = True
+        for service in self._service.every:
+            service.metrics.drain()
+        for pipeline in self._pipelines:
+            pipeline.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when nothing is left to do, or no more time to do it."""
         if self._failure:
             self.should_exit = True
-        if self._deadline < math.inf:
-            pipeline = self._service.pipeline
-            engine = pipeline.engine if pipeline else None
-            busy = engine and (engine.num_running or engine.num_waiting or engine.num_unranked)
-            if not (busy or (pipeline and pipeline.is_ranking)) or time.monotonic() >= self._deadline:
-                if engine:
-                    await asyncio.to_thread(engine.close, 0)  # what still runs ends with an error its client can read
-                self.should_exit = True
+        out_of_time = time.monotonic() >= self._deadline
+        if self._deadline < math.inf and (out_of_time or not any(map(_is_busy, self._pipelines))):
+            for pipeline in self._pipelines:  # what still runs ends with an error its client can read
+                await asyncio.to_thread(pipeline.engine.close, 0)
+            self.should_exit = True
         return await super().on_tick(counter)
+
+    @property
+    def _pipelines(self) -> list[Pipeline]:
+        """Of all models; none while they load."""
+        return [service.pipeline for service in self._service.every if service.pipeline]
 
     def _fill(self) -> None:
         try:
-            self._service.pipeline = self._load()
+            for service, pipeline in zip(self._service.every, self._load(), strict=True):
+                service.pipeline = pipeline
         except BaseException as error:
             self._failure = error
 
 
-def _load(settings: Settings, service: Service, listener: socket.socket) -> Pipeline:
-    device = _device(settings.device)
-    packed = _PACKED.get(settings.quantization)
-    loaded = load(
-        settings.model or DEFAULT,
-        dtype=settings.dtype,
-        device=device,
-        quantization="none" if packed else settings.quantization,
-    )
-    torch.set_num_threads(settings.num_threads or _num_threads(loaded))
+def _is_busy(pipeline: Pipeline) -> bool:
+    engine = pipeline.engine
+    return bool(engine.num_running or engine.num_waiting or engine.num_unranked or pipeline.is_ranking)
+
+
+def _load_all(settings: Settings, service: Service, listener: socket.socket) -> list[Pipeline]:
+    """A pipeline for each model; none works before all are loaded."""
+    device, paths = _device(settings.device), [settings.model or DEFAULT, *(model.path for model in settings.also)]
+    every = [_load(settings, path, device) for path in paths]
+    torch.set_num_threads(settings.num_threads or max(map(_num_threads, every)))
+    for loaded in every:
+        try:
+            loaded.model.speed_up(_PACKED.get(settings.quantization, "float"))
+        except ValueError as error:
+            raise CheckpointError(f"{loaded.name}: {error}") from error
+    rankers, probes = _load_rankers(settings, every), _load_probes(settings, every)
+    pipelines = [
+        _pipeline(settings, one, loaded, rankers[number], probes[number])
+        for number, (one, loaded) in enumerate(zip(service.every, every, strict=True))
+    ]
+    for one, loaded, pipeline in zip(service.every, every, pipelines, strict=True):
+        _start(settings, device, one, loaded, pipeline)
+    with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
+        guarded = bool(settings.api_key or settings.api_key_file)
+        _announce(_url(listener), service.model_name, pipelines[0].engine, guarded)
+    return pipelines
+
+
+def _load(settings: Settings, path: str | Path, device: str) -> Loaded:
+    quantization = "none" if settings.quantization in _PACKED else settings.quantization
+    return load(path, dtype=settings.dtype, device=device, quantization=quantization)
+
+
+def _pipeline(
+    settings: Settings, service: Service, loaded: Loaded, rankers: Mapping[str, Ranker], probes: Mapping[str, Probe]
+) -> Pipeline:
+    if settings.also and not loaded.model.can_think:  # how deep to think is said of the others
+        settings = replace(settings, default_thought_depth=None, max_thought_depth=None)
     try:
-        loaded.model.speed_up(packed or "float")
-    except ValueError as error:
-        raise CheckpointError(f"{loaded.name}: {error}") from error
-    rankers = {ranker.name: load_ranker(ranker.path, loaded) for ranker in settings.ranker}
-    engine = _engine(settings, loaded, service.metrics, rankers)
-    pipeline = Pipeline(
-        engine,
-        settings.default_thought_depth,
-        settings.max_best_of,
-        settings.request_timeout,
-        settings.max_self_correction_turns,
-        loaded.correction,
-    )
+        engine = _engine(settings, loaded, service.metrics, rankers, probes)
+        pipeline = Pipeline(
+            engine,
+            settings.default_thought_depth,
+            settings.max_best_of,
+            settings.request_timeout,
+            settings.max_self_correction_turns,
+            loaded.correction,
+        )
+    except SettingsError as error:
+        raise SettingsError(f"{service.model_name}: {error}" if settings.also else str(error)) from error
     _check_presets(pipeline, service.presets.values())
-    dtype = str(loaded.model.backbone.dtype).removeprefix("torch.")
+    return pipeline
+
+
+def _start(settings: Settings, device: str, service: Service, loaded: Loaded, pipeline: Pipeline) -> None:
+    """Let the engine work, and say so."""
+    engine, dtype = pipeline.engine, str(loaded.model.backbone.dtype).removeprefix("torch.")
     service.metrics.describe_model(settings.quantization, dtype, device, engine.model_bytes, engine.kv_cache_bytes)
+    service.metrics.describe_probes(list(engine.probes))
     engine.start()
     fields = {"model": service.model_name, "device": device, "dtype": dtype, "quantization": settings.quantization}
     logger.info("ready", extra={"fields": fields})
-    with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
-        _announce(_url(listener), service.model_name, engine, guarded=bool(settings.api_key or settings.api_key_file))
-    return pipeline
+
+
+def _load_rankers(settings: Settings, every: Sequence[Loaded]) -> list[dict[str, Ranker]]:
+    """Those of each model. Raises CheckpointError for one that fits none."""
+    rankers: list[dict[str, Ranker]] = [{} for _ in every]
+    for given in settings.ranker:
+        for number, ranker in _fitting(given.path, every, load_ranker):
+            rankers[number][given.name] = ranker
+    return rankers
+
+
+def _load_probes(settings: Settings, every: Sequence[Loaded]) -> list[dict[str, Probe]]:
+    """Those of each model. Raises CheckpointError for one that fits none, unless it is to be left out."""
+    probes: list[dict[str, Probe]] = [{} for _ in every]
+    for given in settings.probe:
+        try:
+            for number, probe in _fitting(given.path, every, load_probe):
+                probes[number][given.name] = probe
+        except CheckpointError as error:
+            if not settings.skip_bad_probes:
+                raise
+            logger.warning("the probe %s is left out: %s", given.name, " ".join(str(error).split()))
+    return probes
+
+
+def _fitting(path: str, every: Sequence[Loaded], load_one: Callable[[str, Loaded], T]) -> list[tuple[int, T]]:
+    """What lies there, loaded for each model that it fits, with the model's number. Raises CheckpointError if that is none."""
+    fitting, errors = [], []
+    for number, loaded in enumerate(every):
+        try:
+            fitting.append((number, load_one(path, loaded)))
+        except CheckpointError as error:
+            errors.append(error)
+    if not fitting:
+        raise CheckpointError("; ".join(dict.fromkeys(map(str, errors)))) from errors[0]
+    return fitting
 
 
 def _check_presets(pipeline: Pipeline, presets: Iterable[Preset]) -> None:
@@ -225,7 +316,13 @@ def _num_threads(loaded: Loaded) -> int:
     return 1 if num_parameters < SMALL_MODEL else torch.get_num_threads()
 
 
-def _engine(settings: Settings, loaded: Loaded, metrics: Metrics, rankers: Mapping[str, Ranker]) -> Engine:
+def _engine(
+    settings: Settings,
+    loaded: Loaded,
+    metrics: Metrics,
+    rankers: Mapping[str, Ranker],
+    probes: Mapping[str, Probe],
+) -> Engine:
     try:
         engine = Engine(
             model=loaded.model,
@@ -239,9 +336,10 @@ def _engine(settings: Settings, loaded: Loaded, metrics: Metrics, rankers: Mappi
             max_num_batched_tokens=settings.max_num_batched_tokens,
             pipeline_depth=settings.pipeline_depth,
             prefix_caching=settings.prefix_caching,
-            cuda_graphs=settings.cuda_graphs,
+            cuda_graphs=settings.cuda_graphs and not settings.also,  # a recording bears no other thread beside it
             observer=metrics,
             rankers=rankers,
+            probes=probes,
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error

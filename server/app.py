@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,7 +38,7 @@ def create_app(
     keys: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The application that serves one model; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
+    """The application of a service; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
     app = FastAPI(
         title="quietserve", version=version("quietserve"), docs_url=None, redoc_url=None, redirect_slashes=False
     )
@@ -46,7 +47,7 @@ def create_app(
     app.openapi = lambda: with_limits(describe(), service.limits())  # type: ignore[method-assign]
     app.include_router(router)
     for kind in EXPECTED:
-        app.add_exception_handler(kind, lambda _, error: tell(error, service.metrics))
+        app.add_exception_handler(kind, lambda request, error: tell(error, _books_of(request, service)))
     # The last one added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(KeyGuard, keys=keys)
@@ -61,6 +62,11 @@ def create_app(
         )
     app.add_middleware(Books, metrics=service.metrics)
     return app
+
+
+def _books_of(request: Request, service: Service) -> Metrics:
+    """Those of the model that it means, as far as that is known."""
+    return getattr(request.state, "metrics", service.metrics)
 
 
 def tell(error: Exception, metrics: Metrics) -> Response:
@@ -108,6 +114,8 @@ class Books:
         self.metrics.replied(route, method, status)
         run = scope["state"].get("run")
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        if model := scope["state"].get("model"):  # as the server calls it
+            fields["model"] = model
         level = logging.DEBUG if route in _CHATTER else logging.INFO
         logger.log(level, "replied", extra={"fields": fields | (run.summary() if run else {})})
 

@@ -19,7 +19,9 @@ from .replies import (
     CompletionLogprobs,
     CompletionReply,
     DraftReply,
+    ProbeReply,
     PromptLogprob,
+    ReadoutReply,
     SelfCorrection,
     ThoughtReply,
     Timings,
@@ -34,7 +36,7 @@ from .schemas import ChatRequest, CompletionRequest
 from .votes import describe_ballot, describe_group
 
 if TYPE_CHECKING:
-    from ..model.progress import Generation, Progress, Token
+    from ..model.progress import Generation, Progress, Readout, Token
     from ..model.tokens import Tokens
 
     Decided = Progress | Answer  # what one step decided, or all steps together
@@ -131,6 +133,8 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         fields: dict[str, Any] = {}
         if self.request.return_thoughts:  # before the answer, positions count down to the prompt's last token, -1
             fields["thoughts"] = self._thoughts(scored, decided.prompt) + self._thoughts(first, decided.tokens)
+        if self.request.probes:
+            fields["probes"] = self._probes(first, decided.tokens)
         if self.request.return_token_ids:
             fields["token_ids"] = [token.id for token in decided.tokens]
         if self.request.self_correction_turns and decided.finish_reason:
@@ -161,13 +165,27 @@ class Writer(ABC, Generic[RequestT, ReplyT, ChunkT]):
         return SelfCorrection(turns_run=len(ticket.drafts), changed=ticket.changed, **drafts)
 
     def _draft(self, draft: "Generation") -> DraftReply:
-        thoughts = {"thoughts": self._thoughts(0, draft.tokens)} if self.request.return_thoughts else {}
+        asides: dict[str, Any] = {}
+        if self.request.return_thoughts:
+            asides["thoughts"] = self._thoughts(0, draft.tokens)
+        if self.request.probes:
+            asides["probes"] = self._probes(0, draft.tokens)
         return DraftReply(
             text=draft.text,
             finish_reason=draft.finish_reason,  # type: ignore[arg-type]
             num_tokens=len(draft.tokens),
-            **thoughts,
+            **asides,
         )
+
+    def _probes(self, first: int, tokens: "Iterable[Token]") -> list[ProbeReply]:
+        return [
+            ProbeReply(
+                position=position,
+                token=self.tokens.token_text(token.id),
+                readouts={name: _readout(readout) for name, readout in token.probes},
+            )
+            for position, token in enumerate(tokens, first)
+        ]
 
     def _thoughts(self, first: int, tokens: "Iterable[Token]") -> list[ThoughtReply]:
         return [
@@ -216,7 +234,8 @@ class CompletionWriter(Writer[CompletionRequest, CompletionReply, CompletionRepl
         """The event that tells what one step decided; None where there is nothing to tell yet."""
         choice = self._choice(index, decided, {})
         told = choice.text, choice.finish_reason, choice.logprobs and choice.logprobs.tokens
-        if any((*told, choice.thoughts, choice.reasoning, choice.token_ids, choice.prompt_token_ids)):
+        asides = choice.thoughts, choice.probes, choice.reasoning, choice.token_ids, choice.prompt_token_ids
+        if any((*told, *asides)):
             return self._reply([choice], **self.chunk_fields())
         return None
 
@@ -297,7 +316,7 @@ class ChatWriter(Writer[ChatRequest, ChatReply, ChatChunk]):
         reasoning = {name: text for name, text in self.reasoning(index, decided).items() if text}
         shared = self._shared(index, decided)
         told = decided.text, decided.finish_reason, shared["logprobs"] and shared["logprobs"].content
-        if not any((*told, reasoning, shared.get("thoughts"), shared.get("token_ids"))):
+        if not any((*told, reasoning, *(shared.get(aside) for aside in ("thoughts", "probes", "token_ids")))):
             return None
         first = self.begin(index)
         role: dict[str, Any] = {"role": "assistant"} if first else {}
@@ -364,6 +383,10 @@ def timings(tickets: Sequence[Ticket], ranker_s: float | None = None) -> Timings
     if judged:
         told["acceptance_rate"] = round(sum(c.accepted for c in counts) / judged, 4)
     return Timings(**told)
+
+
+def _readout(readout: "Readout | None") -> ReadoutReply | None:
+    return None if readout is None else {"class": readout.class_, "probability": readout.probability}
 
 
 def _all(choose: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:

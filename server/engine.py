@@ -5,12 +5,14 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Protocol
 
 from ..model.cache import Cache
 from ..model.decode import Decoder, is_out_of_memory
+from ..model.probe import Probe
 from ..model.progress import Counts, Progress
 from ..model.quiet_model import QuietModel
 from ..model.ranker import Ranker
@@ -60,6 +62,10 @@ class Observer(Protocol):
         """A ranker has scored so many answers together."""
         ...
 
+    def read(self, probe: str, num_tokens: int) -> None:
+        """A probe had something to say of so many tokens."""
+        ...
+
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for so many forwards, which were repeated by halves."""
         ...
@@ -95,6 +101,7 @@ class Engine:
         cuda_graphs: record forwards, on a GPU.
         observer: told of everything worth counting.
         rankers: trained ones, by the names that requests call them.
+        probes: of the model's states, by the names that requests call them.
 
     Raises ValueError when the model cannot be as long or think as deep as asked.
     """
@@ -116,6 +123,7 @@ class Engine:
         cuda_graphs: bool = True,
         observer: Observer,
         rankers: Mapping[str, Ranker] | None = None,
+        probes: Mapping[str, Probe] | None = None,
     ) -> None:
         self.tokens, self.quiet, self._observer = tokens, model.quiet, observer
         self.max_thought_depth = _thought_depth(model, max_thought_depth)
@@ -139,7 +147,9 @@ class Engine:
             pipeline_depth=pipeline_depth,
             reuse_prefixes=prefix_caching,
             graphs=cuda_graphs,
+            probes=probes,
         )
+        self.probes = {name: probe.config for name, probe in (probes or {}).items()}
         self._scheduler = Scheduler(max_num_seqs, max_num_queued_reqs)
         self._rankings = Rankings(rankers or {})
         self._work = threading.Condition()  # guards the scheduler and the rankings
@@ -382,6 +392,7 @@ class Engine:
             timing.first_output, timing.last_output = timing.first_output or now, now
             ticket.num_output_tokens += len(news.tokens)
             self._observer.decided(ticket, len(news.tokens), since)
+            self._count_readouts(news)
         if news.error is not None:
             self._fail([ticket], news.error)
             return
@@ -394,6 +405,11 @@ class Engine:
             self._end(ticket, news)
         else:
             self._post(ticket, news)
+
+    def _count_readouts(self, news: Progress) -> None:
+        said = Counter(name for token in news.tokens for name, readout in token.probes if readout)
+        for name, num_tokens in said.items():
+            self._observer.read(name, num_tokens)
 
     def _correct(self, ticket: Ticket, now: float) -> None:
         """Begin the turn behind a draft, before anybody else gets the slot. Of the draft, only its thoughts are told of."""

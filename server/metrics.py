@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -63,13 +63,16 @@ class Metrics:
     Args:
         model_name: the value of the label of that name.
         vllm_names: tell everything by vLLM's names too.
+        beside: those of another model of the same server, which render these too.
     """
 
-    def __init__(self, model_name: str, vllm_names: bool = False) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+    def __init__(self, model_name: str, vllm_names: bool = False, beside: "Metrics | None" = None) -> None:
+        self.registry = beside.registry if beside else CollectorRegistry()
+        self._families: dict[str, Any] = beside._families if beside else {}
         self._compat = CollectorRegistry()
-        if vllm_names:
+        if not beside:
+            ProcessCollector(registry=self.registry)
+        if vllm_names and not beside:
             self._compat.register(VllmNames(self.registry))
         self._model = model_name
         self._counted: dict[int, _Counted] = {}  # what has been counted so far, by running ticket
@@ -150,6 +153,15 @@ class Metrics:
         """A trained ranker has scored answers."""
         self._ranker_time.labels(self._model, ranker).observe(seconds)
         self._ranked.labels(self._model, ranker).inc(num_answers)
+
+    def describe_probes(self, names: Sequence[str]) -> None:
+        """Tell which there are, before they have anything to say."""
+        for name in names:
+            self._readouts.labels(self._model, name)
+
+    def read(self, probe: str, num_tokens: int) -> None:
+        """A probe had something to say of tokens."""
+        self._readouts.labels(self._model, probe).inc(num_tokens)
 
     def out_of_memory(self, times: int) -> None:
         """Memory did not suffice for forwards."""
@@ -249,6 +261,7 @@ class Metrics:
             "speculative_tokens_total", "Drafts that were decided as drafted, otherwise, or not at all.", "outcome"
         )
         self._adaptive = self._counter("adaptive_positions_total", "Positions of adaptive requests.", "decision")
+        self._readouts = self._counter("probe_readouts_total", "Visible tokens that a probe has read.", "probe")
         self._tokens = self._counter("generation_tokens_total", "Tokens decoded.", "kind")
 
     def _describe_server(self) -> None:
@@ -263,9 +276,8 @@ class Metrics:
         self._draining.labels(self._model).set(0)
         self._oom = self._counter("oom_total", "Forwards that memory did not suffice for; they are repeated by halves.")
         self._oom.labels(self._model)
-        labels = ("handler", "method", "status")
-        self._http = Counter("quietserve_http_requests_total", "HTTP replies.", labels, registry=self.registry)
-        build = Gauge("quietserve_build_info", "The version that runs.", ("version",), registry=self.registry)
+        self._http = self._family(Counter, "http_requests_total", "HTTP replies.", ("handler", "method", "status"))
+        build = self._family(Gauge, "build_info", "The version that runs.", ("version",))
         build.labels(version("quietserve")).set(1)
 
     def _count_correction(self, ticket: Ticket) -> None:
@@ -301,13 +313,19 @@ class Metrics:
         return self._histogram(name, text, _SECONDS, "thinking", *labels)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"quietserve_{name}", text, ("model_name", *labels), buckets=buckets, registry=self.registry)
+        return self._family(Histogram, name, text, ("model_name", *labels), buckets=buckets)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"quietserve_{name}", text, ("model_name", *labels), registry=self.registry)
+        return self._family(Counter, name, text, ("model_name", *labels))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"quietserve_{name}", text, ("model_name", *labels), registry=self.registry)
+        return self._family(Gauge, name, text, ("model_name", *labels))
+
+    def _family(self, kind: type[Any], name: str, text: str, labels: Sequence[str], **more: Any) -> Any:
+        """The family of this name, which all models of a server share; made the first time."""
+        if name not in self._families:
+            self._families[name] = kind(f"quietserve_{name}", text, labels, registry=self.registry, **more)
+        return self._families[name]
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ class Pipeline:
             allowed_token_ids=tuple(request.allowed_token_ids or ()),
             logprobs=0 if is_contested(request) and request.num_logprobs is None else request.num_logprobs,
             prompt_logprobs=_prompt_logprobs(request),
+            probes=self._probes(request),
             **self._thinking(request),
         )
         self._check_choice(params)
@@ -222,6 +223,13 @@ class Pipeline:
                 "allowed_token_ids holds only ids that min_tokens or ignore_eos rules out; it must hold one that may be chosen.",
                 param="allowed_token_ids",
             )
+
+    def _probes(self, request: GenerationRequest) -> tuple[str, ...]:
+        for name in request.probes:
+            if name not in self.engine.probes:
+                known = ", ".join(self.engine.probes) or "none; --probe loads one"
+                raise InvalidRequestError(f"probes has {name[:50]!r}; this server has {known}.", param="probes")
+        return tuple(request.probes)
 
     def _thinking(self, request: GenerationRequest) -> dict[str, Any]:
         """The parameters that say how to think."""

@@ -1,7 +1,7 @@
 """Presets: further names of the served model, whose requests have other defaults.
 
 They are for clients that cannot send our fields: `--model-preset 'deep={"thought_depth": 16}'`, and a request for the model
-`deep` thinks 16 tokens deep unless it says otherwise.
+`deep` thinks 16 tokens deep unless it says otherwise. Of several served models, the preset's "model" says which it is.
 """
 
 import json
@@ -30,10 +30,12 @@ class Preset:
 
     name: str
     defaults: Mapping[str, Any]
+    model: str | None = None  # of several that are served; None: the first
 
     def __str__(self) -> str:
         """As on the command line."""
-        return f"{self.name}={json.dumps(self.defaults)}"
+        own = {} if self.model is None else {"model": self.model}
+        return f"{self.name}={json.dumps(own | dict(self.defaults))}"
 
     def fill(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request's body with the defaults that it does not overrule."""
@@ -84,6 +86,9 @@ def parse_preset(text: str) -> Preset:
         raise ValueError(f"{name}: not JSON: {error}") from None
     if not isinstance(defaults, dict):
         raise ValueError(f"{name}: must be a JSON object")
+    model = defaults.pop("model", None)
+    if not isinstance(model, str | None):
+        raise ValueError(f"{name}: model must be a string, the name of a served model")
     if strange := sorted(defaults.keys() - FIELDS):
         raise ValueError(f"{name}: {strange[0]!r} is not a field that a preset may hold")
     for kind, asked in (
@@ -94,4 +99,4 @@ def parse_preset(text: str) -> Preset:
             kind.model_validate(asked | defaults)
         except ValidationError as error:
             raise ValueError(f"{name}: {from_complaint(error.errors()[0]).message}") from None
-    return Preset(name.strip(), defaults)
+    return Preset(name.strip(), defaults, model)

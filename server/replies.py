@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import BaseModel
+from typing_extensions import TypedDict  # typing's own is not for pydantic before Python 3.12
 
 from ..model.voting import Strategy
 
@@ -68,6 +69,18 @@ class ThoughtReply(BaseModel):
     thought_index: int
 
 
+# "class" is no name for a field of a class
+ReadoutReply = TypedDict("ReadoutReply", {"class": str, "probability": float})
+
+
+class ProbeReply(BaseModel):
+    """What probes read in the state that chose the choice's visible token number `position`; null: nothing to say of it."""
+
+    position: int
+    token: str
+    readouts: dict[str, ReadoutReply | None]
+
+
 class PromptLogprob(BaseModel):
     """A prompt token, or an alternative to it; the rank is known among those reported."""
 
@@ -83,6 +96,7 @@ class DraftReply(BaseModel):
     finish_reason: FinishReason
     num_tokens: int
     thoughts: list[ThoughtReply] = []
+    probes: list[ProbeReply] = []
 
 
 class SelfCorrection(BaseModel):
@@ -133,6 +147,7 @@ class _Choice(BaseModel):
     index: int
     finish_reason: FinishReason | None
     thoughts: list[ThoughtReply] = []
+    probes: list[ProbeReply] = []
     token_ids: list[int] = []
     self_correction: SelfCorrection | None = None
     vote: GroupReply | None = None
@@ -246,6 +261,16 @@ class ChatChunk(BaseModel):
     warnings: list[str] = []
 
 
+class ProbeDescription(BaseModel):
+    """A probe: what it tells apart, the mean of which layers' states it reads, and of which token it speaks."""
+
+    name: str
+    property: str
+    classes: list[str]
+    layers: list[int]  # 0 is the embeddings
+    offset: int  # in labelled tokens from the one that the state chose
+
+
 class Capabilities(BaseModel):
     """What may be asked of a model."""
 
@@ -253,7 +278,7 @@ class Capabilities(BaseModel):
     max_thought_depth: int
     self_correction: bool
     rankers: list[str]
-    probes: list[str]
+    probes: list[ProbeDescription]
 
 
 class ModelReply(BaseModel):

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from ..model.probe import ProbeConfig
 from .choices import ChatWriter, CompletionWriter, Writer
 from .errors import NotFoundError, UnavailableError
 from .metrics import CONTENT_TYPE
@@ -22,6 +23,7 @@ from .replies import (
     ErrorReply,
     ModelList,
     ModelReply,
+    ProbeDescription,
     ScoreReply,
     TokenizeReply,
     VotingReply,
@@ -50,7 +52,8 @@ class _PresetRequest(Request):
         body = await super().json()
         if not isinstance(body, dict) or not isinstance(name := body.get("model"), str):
             return body
-        preset = _service(self).presets.get(name)
+        presets = (service.presets.get(name) for service in _service(self).every)
+        preset = next(filter(None, presets), None)
         return preset.fill(body) if preset else body
 
 
@@ -86,9 +89,9 @@ router.include_router(generation)
 @router.post("/v1/requests/{request_id}/cancel")
 async def cancel(request_id: str, request: Request) -> CancelReply:
     """End a request that runs, by its x-request-id or by the id of its reply; it is answered with what it has."""
-    known = _service(request).ready_pipeline().runs
+    known = [service.ready_pipeline().runs for service in _service(request).every]
     for own_id in (request_id, request_id.removeprefix("cmpl-"), request_id.removeprefix("chatcmpl-")):
-        if runs := [run for run in known.get(own_id, []) if run.num_unfinished]:
+        if runs := [run for own in known for run in own.get(own_id, []) if run.num_unfinished]:
             for run in runs:
                 run.cancel()
             return CancelReply(id=own_id)
@@ -98,8 +101,7 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
 @router.post("/v1/score", response_model=ScoreReply)
 async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreReply | Response:
     """How likely a trained ranker holds answers to one question to be right; nothing is generated."""
-    service = _service(request)
-    name, pipeline = service.check_name(body.model), service.ready_pipeline()
+    name, pipeline = _service(request).check_name(body.model), _means(request, body.model).ready_pipeline()
     _name_ignored(response, body)
     try:
         return await unless_disconnected(request.receive, judged(pipeline, body, name))
@@ -136,9 +138,9 @@ def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
 
 
 @router.get("/tokenizer_info")
-async def tokenizer_info(request: Request) -> dict[str, Any]:
-    """The tokenizer's class, its special tokens and its chat template."""
-    return _service(request).ready_pipeline().engine.tokens.describe()
+async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
+    """The tokenizer's class, its special tokens and its chat template; of several models, the first's or that of `model`."""
+    return _means(request, model).ready_pipeline().engine.tokens.describe()
 
 
 @router.get("/v1/models")
@@ -157,8 +159,8 @@ async def model(model_id: str, request: Request) -> ModelReply:
 @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def health(request: Request) -> dict[str, str]:
     """The process is alive, loading or draining too; some load balancers look for it at /ping."""
-    pipeline = _service(request).pipeline
-    if pipeline and not pipeline.engine.healthy:
+    pipelines = [service.pipeline for service in _service(request).every]
+    if not all(pipeline is None or pipeline.engine.healthy for pipeline in pipelines):
         raise UnavailableError("The engine has stopped.", code="internal_error")
     return {"status": "ok"}
 
@@ -166,10 +168,10 @@ async def health(request: Request) -> dict[str, str]:
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
     """New work is taken."""
-    pipeline = _service(request).ready_pipeline()
-    if pipeline.draining:
+    pipelines = [service.ready_pipeline() for service in _service(request).every]
+    if any(pipeline.draining for pipeline in pipelines):
         raise UnavailableError("The server is shutting down.", code="draining", retry_after_s=5)
-    if not pipeline.engine.ready:
+    if not all(pipeline.engine.ready for pipeline in pipelines):
         raise UnavailableError("The engine has stopped.", code="internal_error")
     return {"status": "ready"}
 
@@ -187,8 +189,8 @@ async def metrics(request: Request) -> Response:
 
 
 async def _answer(request: Request, body: GenerationRequest, writer_of: type[Writer[Any, Any, Any]]) -> Response:
-    service, request_id = _service(request), request.state.request_id
-    name, pipeline = service.check_name(body.model), service.ready_pipeline()
+    service, request_id = _means(request, body.model), request.state.request_id
+    name, pipeline = body.model or service.model_name, service.ready_pipeline()
     run = await pipeline.prepare(body, request_id)
     writer = writer_of(body, run, pipeline.engine.tokens, name, request_id)
     run.submit()
@@ -216,20 +218,27 @@ def _service(request: Request) -> Service:
     return request.app.state.service
 
 
+def _means(request: Request, name: str | None) -> Service:
+    """Whose model it means, which the books and the log are told."""
+    service = _service(request).find(name)
+    request.state.metrics, request.state.model = service.metrics, service.model_name
+    return service
+
+
 def _checked(request: Request, body: Any) -> Pipeline:
-    _service(request).check_name(body.model)
-    return _service(request).ready_pipeline()
+    return _means(request, body.model).ready_pipeline()
 
 
 def _describe_model(request: Request, name: str) -> ModelReply:
-    service = _service(request)
-    engine, limits = service.ready_pipeline().engine, service.limits()
+    service = _service(request).find(name)
+    pipeline = service.ready_pipeline()
+    engine, limits = pipeline.engine, pipeline.limits()
     capabilities = Capabilities(
         thinking=engine.max_thought_depth > 0,
         max_thought_depth=engine.max_thought_depth,
         self_correction=limits["self_correction_turns"] > 0,
-        rankers=service.ready_pipeline().rankers,
-        probes=[],
+        rankers=pipeline.rankers,
+        probes=[_describe_probe(name, config) for name, config in engine.probes.items()],
     )
     return ModelReply(
         id=name,
@@ -237,4 +246,14 @@ def _describe_model(request: Request, name: str) -> ModelReply:
         parent=None if name == service.model_name else service.model_name,
         max_model_len=engine.max_model_len,
         capabilities=capabilities,
+    )
+
+
+def _describe_probe(name: str, config: ProbeConfig) -> ProbeDescription:
+    return ProbeDescription(
+        name=name,
+        property=config.property,
+        classes=list(config.classes),
+        layers=list(config.layers),
+        offset=config.offset,
     )

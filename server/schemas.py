@@ -29,6 +29,7 @@ MAX_STOPS = 16
 MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
 MAX_ALLOWED_IDS = 1024
+MAX_PROBES = 16
 MAX_UNKNOWN = 64  # fields; each is compared with all that we know
 MAX_COUNT = 2**31 - 1  # of anything
 MAX_VOTED = 2**20  # characters of all candidates of a vote
@@ -87,6 +88,12 @@ def _checked_pattern(pattern: str) -> str:
     except ValueError as error:
         raise _invalid(str(error)) from None
     return pattern
+
+
+def _different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("two are the same")
+    return names
 
 
 _Members = BeforeValidator(_whole_members)
@@ -207,6 +214,12 @@ _Metadata = Annotated[
 ]
 _Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]
 _Pattern = Annotated[str, Field(min_length=1), AfterValidator(_checked_pattern)]
+_Probes = Annotated[
+    list[str],
+    Field(max_length=MAX_PROBES),
+    AfterValidator(_different),
+    _wanted(f"a list of at most {MAX_PROBES} names of probes, all different"),
+]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -270,7 +283,8 @@ class GenerationRequest(Body):
     answer_pattern: _Pattern | None = None
     return_samples: bool = False
 
-    probes: Annotated[Any, _Only([])] = None
+    probes: _Probes = []
+
     response_format: Annotated[Any, _Only({"type": "text"})] = None
     tools: Annotated[Any, _Only([])] = None
     tool_choice: Annotated[Any, _Only("none")] = None

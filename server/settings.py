@@ -20,8 +20,8 @@ class SettingsError(FlagError):
 
 
 @dataclass(frozen=True)
-class RankerPath:
-    """A ranker's name and where it lies."""
+class NamedPath:
+    """What requests call a ranker, a probe or a model, and where it lies."""
 
     name: str
     path: str
@@ -31,14 +31,33 @@ class RankerPath:
         return f"{self.name}={self.path}"
 
 
-def parse_ranker(text: str) -> RankerPath:
+def parse_ranker(text: str) -> NamedPath:
     """A ranker from NAME=PATH. Raises ValueError."""
+    ranker = _named_path(text, "a ranker", "checker=runs/ranker")
+    if ranker.name in SELF_RANKERS:
+        raise ValueError(f"{ranker.name!r} is a ranker that needs no training; call this one otherwise")
+    return ranker
+
+
+def parse_model(text: str) -> NamedPath:
+    """A further model from NAME=PATH, or a path alone, whose last part is then the name. Raises ValueError."""
+    if "=" in text:
+        return _named_path(text, "a further model", "karel=runs/karel")
+    if not text.strip():
+        raise ValueError("a further model is a checkpoint, or NAME=PATH")
+    return NamedPath(Path(text).resolve().name, text)
+
+
+def parse_probe(text: str) -> NamedPath:
+    """A probe from NAME=PATH. Raises ValueError."""
+    return _named_path(text, "a probe", "karel.direction=runs/probe")
+
+
+def _named_path(text: str, what: str, example: str) -> NamedPath:
     name, _, path = (part.strip() for part in text.partition("="))
     if not name or not path:
-        raise ValueError("a ranker is written NAME=PATH, for example checker=runs/ranker")
-    if name in SELF_RANKERS:
-        raise ValueError(f"{name!r} is a ranker that needs no training; call this one otherwise")
-    return RankerPath(name, path)
+        raise ValueError(f"{what} is written NAME=PATH, for example {example}")
+    return NamedPath(name, path)
 
 
 def _key(text: str) -> str:
@@ -67,6 +86,13 @@ class Settings:
     served_model_name: str | None = flag(
         None, str, "what requests call the model (default: the checkpoint's name)", metavar="NAME"
     )
+    also: tuple[NamedPath, ...] = flag(
+        (),
+        parse_model,
+        "serve a further checkpoint in the same process, that requests call by this name (default: the checkpoint's)",
+        metavar="[NAME=]PATH",
+        many=True,
+    )
     model_preset: tuple[Preset, ...] = flag(
         (),
         parse_preset,
@@ -74,13 +100,21 @@ class Settings:
         metavar="NAME=JSON",
         many=True,
     )
-    ranker: tuple[RankerPath, ...] = flag(
+    ranker: tuple[NamedPath, ...] = flag(
         (),
         parse_ranker,
         "load a trained ranker, a folder or a bundled one, that requests call by this name",
         metavar="NAME=PATH",
         many=True,
     )
+    probe: tuple[NamedPath, ...] = flag(
+        (),
+        parse_probe,
+        "load a probe of the model's states, a folder, that requests call by this name",
+        metavar="NAME=PATH",
+        many=True,
+    )
+    skip_bad_probes: bool = flag(False, boolean, "start without a probe that cannot be loaded")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto", one_of("auto", "float32", "bfloat16", "float16"), "of the weights: auto, float32, bfloat16 or float16"
     )
@@ -177,12 +211,15 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
         told = read_flags(Settings, argv, environ, "quietserve serve", _DESCRIPTION)
     except FlagError as error:
         raise SettingsError(str(error)) from error
-    names = [told.settings.served_model_name, *(preset.name for preset in told.settings.model_preset)]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise SettingsError(f"argument --model-preset: two models are called {doubled.pop()!r}")
-    rankers = [ranker.name for ranker in told.settings.ranker]
-    if doubled := {name for name in rankers if rankers.count(name) > 1}:
-        raise SettingsError(f"argument --ranker: two rankers are called {doubled.pop()!r}")
+    names = [told.settings.served_model_name, *(model.name for model in told.settings.also)]
+    for flag_name, more in (("also", []), ("model-preset", [preset.name for preset in told.settings.model_preset])):
+        names += more
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise SettingsError(f"argument --{flag_name}: two models are called {doubled.pop()!r}")
+    for flag_name, given in (("ranker", told.settings.ranker), ("probe", told.settings.probe)):
+        called = [one.name for one in given]
+        if doubled := {name for name in called if called.count(name) > 1}:
+            raise SettingsError(f"argument --{flag_name}: two {flag_name}s are called {doubled.pop()!r}")
     return told
 
 

@@ -89,6 +89,12 @@ class Reference:
             thought.append(token)
         return thought, read(tuple(thought), end=True)
 
+    @torch.no_grad()
+    def states(self, tokens: list[int]) -> Tensor:
+        """What every layer makes of a text without thoughts [layers + 1, T, H]: the library's `output_hidden_states`."""
+        out = self.lm.base_model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True)
+        return torch.cat(out.hidden_states)
+
     def generate(self, prompt: list[int], params: SamplingParams, eos: frozenset[int]) -> tuple[list[int], list[Step]]:
         """Visible tokens and the steps that gave them."""
         output: list[int] = []

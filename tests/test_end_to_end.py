@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import tiny
 from quietserve.model import checkpoint
 from quietserve.model.answers import normalise
 from quietserve.model.bundled import DEFAULT
+from quietserve.model.probe import Probe, load_probe, read_text
 from quietserve.model.ranker import load_ranker
 from quietserve.model.training.evaluation.corrected import make_player
 from quietserve.model.training.evaluation.evaluation import Evaluation
@@ -270,6 +272,128 @@ def test_votes_that_a_ranker_weighs_are_those_of_the_same_answers(corrector: htt
         single += sum(item.verify(one["text"]) for one in samples) / len(samples)
         voted += item.verify(reply["choices"][0]["text"])
     assert voted > single + 6
+
+
+def test_probes_over_http_read_what_they_read_offline(tmp_path: Path) -> None:
+    """Whole and streamed, deep and plain, drawn and corrected; and they count what they said."""
+    folder = tiny.save(tmp_path / "tiny")
+    loaded = checkpoint.load(folder)
+    paths = {"one": tiny.save_probe(tmp_path / "one", loaded)}
+    paths["karel.two"] = tiny.save_probe(
+        tmp_path / "two", loaded, seed=1, layers=(0, 2), widths=(8,), tokens=("a", "e")
+    )
+    probes = {name: load_probe(path, loaded) for name, path in paths.items()}
+    flags = [part for name, path in paths.items() for part in ("--probe", f"{name}={path}")]
+    count = Counter[str]()
+    with serving(str(folder), "--max-model-len", "256", *flags) as address, httpx.Client(base_url=address) as client:
+        for number in range(4):
+            asked = body(number) | {"model": "tiny", "probes": list(paths), "n": 2, "return_token_ids": True}
+            for choice in client.post("/v1/completions", json=asked, timeout=60).json()["choices"]:
+                count += check_probes(choice, probes, loaded)
+        told = client.get("/metrics").text
+        (model,) = client.get("/v1/models").json()["data"]
+    assert [probe["name"] for probe in model["capabilities"]["probes"]] == list(paths)
+    for name in paths:
+        assert f'quietserve_probe_readouts_total{{model_name="tiny",probe="{name}"}} {float(count[name])}' in told
+    assert 0 < count["karel.two"] < count["one"]
+
+
+def check_probes(choice: dict[str, Any], probes: dict[str, Probe], loaded: checkpoint.Loaded) -> Counter[str]:
+    """How often each probe had something to say, which is what it says of the same text offline."""
+    ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
+    assert [told["position"] for told in choice["probes"]] == list(range(len(choice["token_ids"])))
+    count = Counter[str]()
+    for name, probe in probes.items():
+        offline = read_text(loaded, probe, ids, len(choice["prompt_token_ids"]))
+        for told, expected in zip(choice["probes"], offline, strict=True):
+            readout = told["readouts"][name]
+            assert (readout is None) == (expected is None)
+            if readout and expected:
+                count[name] += 1
+                assert readout["class"] == expected.class_
+                assert readout["probability"] == pytest.approx(expected.probability, abs=2e-4)
+    return count
+
+
+def test_a_probe_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stops the start with one line that says why; or it is left out, where that is asked for, and this is logged."""
+    folder = tiny.save(tmp_path / "tiny")
+    good = tiny.save_probe(tmp_path / "good", checkpoint.load(folder))
+    bad = tiny.save_probe(tmp_path / "bad", checkpoint.load(tiny.save(tmp_path / "other", seed=1)))
+    flags = [str(folder), "--port", "0", "--probe", f"bad={bad}", "--probe", f"good={good}"]
+    assert serve(flags) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("quietserve serve: ")
+    assert "probe.json: is of a model with the fingerprint: " in told
+    with running(*flags, "--skip-bad-probes") as server:
+        (model,) = httpx.get(f"{server.url}/v1/models").json()["data"]
+        asked = {"prompt": "x", "max_tokens": 2, "probes": ["bad"]}
+        error = httpx.post(f"{server.url}/v1/completions", json=asked).json()["error"]
+    assert [probe["name"] for probe in model["capabilities"]["probes"]] == ["good"]
+    assert error["message"] == "probes has 'bad'; this server has good."
+
+
+def test_several_models_answer_as_each_alone(tmp_path: Path) -> None:
+    """A checkpoint that thinks, one that does not and one with a ranker, all at once; what is attached finds its model."""
+    folders = {"tiny": tiny.save(tmp_path / "tiny"), "plain": tiny.save(tmp_path / "plain", quiet=None, seed=1)}
+    probes = {
+        name: tiny.save_probe(tmp_path / f"{name}-probe", checkpoint.load(path)) for name, path in folders.items()
+    }
+    flags = ["--also", f"plain={folders['plain']}", "--also", CORRECTOR, "--ranker", f"checker={RANKER}"]
+    flags += [part for name, path in probes.items() for part in ("--probe", f"way.{name}={path}")]
+    flags += ["--max-thought-depth", "6", "--model-preset", 'brief={"model": "plain", "max_tokens": 3}']
+    asked = [
+        {"model": name, "prompt": f"tell me {seed}", "max_tokens": 12, "seed": seed, "n": 2}
+        for name in (*folders, CORRECTOR)
+        for seed in range(4)
+    ]
+    alone = [texts for name, path in folders.items() for texts in answers(str(path), asked, name)]
+    alone += answers(CORRECTOR, asked, CORRECTOR)
+    with serving(str(folders["tiny"]), *flags) as address, httpx.Client(base_url=address, timeout=60) as client:
+        assert asyncio.run(all_at_once(address, asked)) == alone
+        told = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+        brief = client.post("/v1/completions", json={"model": "brief", "prompt": "x", "ignore_eos": True}).json()
+        metrics = client.get("/metrics").text
+    assert {name: model["parent"] for name, model in told.items()} == {
+        "tiny": None,
+        "plain": None,
+        "brief": "plain",
+        CORRECTOR: None,
+    }
+    able = {name: model["capabilities"] for name, model in told.items()}
+    assert [probe["name"] for name in told for probe in able[name]["probes"]] == ["way.tiny", "way.plain", "way.plain"]
+    assert [name for name in told if "checker" in able[name]["rankers"]] == [CORRECTOR]
+    assert {name: able[name]["max_thought_depth"] for name in folders} == {"tiny": 6, "plain": 0}
+    assert (brief["model"], brief["usage"]["completion_tokens"]) == ("brief", 3)
+    for name, count in (("tiny", 8), ("plain", 9), (CORRECTOR, 8)):
+        assert total(metrics, "requests_finished_total", name) == count
+        assert total(metrics, "e2e_request_latency_seconds_count", name) == count
+        assert total(metrics, "num_requests_running", name) == 0
+
+
+def answers(path: str, asked: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """Those of a server of this model alone, whose requests are asked one after the other."""
+    with serving(path, "--served-model-name", name, "--max-thought-depth", "6" if name == "tiny" else "0") as address:
+        return [texts for one in asked if one["model"] == name for texts in asyncio.run(all_at_once(address, [one]))]
+
+
+async def all_at_once(address: str, asked: list[dict[str, Any]]) -> list[list[str]]:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        replies = await asyncio.gather(*(client.post("/v1/completions", json=one) for one in asked))
+    return [[choice["text"] for choice in reply.json()["choices"]] for reply in replies]
+
+
+def total(metrics: str, name: str, model: str) -> float:
+    found = re.findall(rf'^quietserve_{name}{{[^}}]*model_name="{model}"[^}}]*}} (\S+)$', metrics, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_a_ranker_that_fits_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(tiny.save(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "two"))]
+    assert serve([folders[0], "--port", "0", "--also", folders[1], "--ranker", f"checker={RANKER}"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "one's are 32 wide, of 259" in told
+    assert "two's are 32 wide, of 259" in told
 
 
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")

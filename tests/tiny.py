@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from quietserve.model import checkpoint, ranker
+from quietserve.model import checkpoint, probe, ranker
 from quietserve.model.backbone import Backbone
 from quietserve.model.checkpoint import Loaded
 from quietserve.model.config import QuietConfig
@@ -74,6 +74,17 @@ def save_ranker(folder: Path, loaded: Loaded) -> Path:
     torch.manual_seed(0)
     config = ranker.states_config(loaded, width=8, layers=1, heads=2)
     ranker.save_ranker(folder, config, ranker.StatesJudge(ranker.StatesEncoder(config), loaded))
+    return folder
+
+
+def save_probe(folder: Path, loaded: Loaded, seed: int = 0, **settings: Any) -> Path:
+    """Write a random probe of a model's states."""
+    torch.manual_seed(seed)
+    config = probe.probe_config(loaded, **{"property": "direction", "classes": ("north", "south", "east"), **settings})
+    net = probe.ProbeNet(config)
+    net.mean.normal_()
+    net.std.uniform_(0.2, 0.5)
+    probe.save_probe(folder, config, net)
     return folder
 
 

@@ -13,6 +13,7 @@ from canned import CHAT, CHUNKS, COMPLETION, events
 
 from quietserve.clients.calls import Call, chat_call
 from quietserve.clients.client import ApiError, AsyncClient, Client, Delta, Thought, Tokenization, Usage
+from quietserve.clients.replies import Probe
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -216,11 +217,13 @@ def test_connection_failures_are_one_line(call, method, raised, code, says):
 
 
 def test_models(call):
-    able = {"thinking": True, "max_thought_depth": 16, "self_correction": False, "rankers": ["asc"], "probes": []}
+    way = {"name": "karel.way", "property": "direction", "classes": ["N", "S"], "layers": [0, 1], "offset": -1}
+    able = {"thinking": True, "max_thought_depth": 16, "self_correction": False, "rankers": ["asc"], "probes": [way]}
     listed = [{"id": "tiny", "max_model_len": 256, "capabilities": able}, {"id": "plain", "parent": "tiny"}]
     tiny, plain = call(answering({"object": "list", "data": listed}), "models")
     assert (tiny.id, tiny.parent, tiny.max_model_len, tiny.max_thought_depth) == ("tiny", None, 256, 16)
     assert (tiny.capabilities.thinking, tiny.capabilities.rankers) == (True, ("asc",))
+    assert tiny.capabilities.probes == (Probe("karel.way", "direction", ("N", "S"), (0, 1), -1),)
     assert (plain.id, plain.parent, plain.max_model_len, plain.max_thought_depth) == ("plain", "tiny", None, None)
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from quietserve.clients import examples
 from quietserve.clients.client import Client
+from quietserve.model import checkpoint
+from quietserve.model.bundled import DEFAULT
 from serving import serving
 
 EXAMPLES = sorted(path.stem for path in Path(examples.__path__[0]).glob("*.py") if path.stem != "__init__")
@@ -21,9 +24,10 @@ NUM_PLACES = 4 + 8  # answers that run and that wait
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A server that is soon full."""
-    with serving("--max-num-seqs", "4", "--max-num-queued-reqs", "8") as address:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that is soon full, with a random probe."""
+    probe = tiny.save_probe(tmp_path_factory.mktemp("probe"), checkpoint.load(DEFAULT))
+    with serving("--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--probe", f"karel.way={probe}") as address:
         yield address
 
 
@@ -123,6 +127,13 @@ def test_self_correction(lines):
     assert usage.startswith("changed;" if changed else "kept;")
     drafted, decoded = numbers(r"\d+", usage)
     assert 0 < drafted < decoded
+
+
+def test_probes(lines):
+    described, *told = lines("probes")
+    assert described == "karel.way tells north, south, east apart"
+    assert len(told) > 1
+    assert all(re.fullmatch(r"at '.*', karel.way: (north|south|east) \(\d+%\)", line) for line in told)
 
 
 def test_cancel(lines):

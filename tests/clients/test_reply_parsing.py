@@ -5,7 +5,7 @@ from canned import CHAT, CHUNKS, COMPLETION, THOUGHT, USAGE
 
 from quietserve.clients.errors import ApiError, shape_errors
 from quietserve.clients.parsing import parse_event, parse_reply
-from quietserve.clients.replies import Metrics, SelfCorrection, TokenLogprob, Turn, Usage, Vote, Voting
+from quietserve.clients.replies import Metrics, Probed, Readout, SelfCorrection, TokenLogprob, Turn, Usage, Vote, Voting
 
 GROUPS = [
     {"answer": "8", "count": 2, "weight": 1.5, "score": 0.75, "sample_indices": [0, 2]},
@@ -43,6 +43,17 @@ CORRECTION = {"turns_run": 2, "changed": True, "turns": DRAFTS}
 
 def one_choice(**extra):
     return parse_reply({**CHAT, "choices": [{**CHAT["choices"][0], **extra}]}, None).choices[0]
+
+
+def test_probes():
+    told = {"position": 0, "token": " a", "readouts": {"way": {"class": "N", "probability": 0.75}, "wall": None}}
+    expected = (Probed(0, " a", {"way": Readout("N", 0.75), "wall": None}),)
+    assert one_choice(probes=[told]).probes == expected
+    reply = parse_reply({**CHAT, "choices": [{**CHAT["choices"][0], "probes": [told]}]}, None)
+    assert reply.probes == expected
+    correction = {**CORRECTION, "turns": [{**DRAFTS[0], "probes": [told]}, DRAFTS[1]]}
+    first, second = one_choice(self_correction=correction).self_correction.turns
+    assert (first.probes, second.probes, one_choice().probes) == (expected, (), ())
 
 
 def test_usage_details():

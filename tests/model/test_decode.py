@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 import tiny
 from quietserve.model.cache import Cache
+from quietserve.model.checkpoint import Loaded
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
 from quietserve.model.decoding import Decoding
+from quietserve.model.probe import Probe, ProbeNet, probe_config, read_text
 from quietserve.model.progress import Counts, Generation
 from quietserve.model.thoughts import Rows
 from quietserve.model.tokens import Tokens
@@ -32,9 +34,25 @@ for kind, weight in (("steady", 0.1), ("unmoved", 0.0)):
 REFERENCES = {kind: Reference(model) for kind, model in MODELS.items()}
 
 
+PROBES = {"all": (0, 1, 2), "last": (2,), "some": (0, 1)}
+
+
+def make_probes(kind: str) -> dict[str, Probe]:
+    """Of several layers; one that has something to say of some tokens alone."""
+    loaded, probes = Loaded(MODELS[kind], TOKENS, kind), {}
+    for number, (name, layers) in enumerate(PROBES.items()):
+        torch.manual_seed(number)
+        config = probe_config(loaded, property=name, classes=("a", "b", "c"), layers=layers, widths=(8,) * number)
+        net = ProbeNet(config)
+        net.std.fill_(0.2)
+        probes[name] = Probe(config, net, frozenset(range(140)) if name == "some" else None)
+    return probes
+
+
 def decoder(kind: str = "", slots: int = 4, lanes: int | None = None, **settings: Any) -> Decoder:
     model = MODELS[kind]
-    return Decoder(model, TOKENS, Cache(model.backbone, slots, max_len=64, max_depth=6, lanes=lanes), **settings)
+    cache = Cache(model.backbone, slots, max_len=64, max_depth=6, lanes=lanes)
+    return Decoder(model, TOKENS, cache, **{"probes": make_probes(kind), **settings})
 
 
 def ends_too(ids: list[int]) -> tuple[int, ...]:
@@ -62,6 +80,7 @@ def params(draw: st.DrawFn) -> SamplingParams:
         thought_threshold=draw(st.sampled_from([None, None, 4.65])),
         thinking_token_budget=draw(st.none() | st.integers(0, 60)),
         logprobs=draw(st.sampled_from([None, 3])),
+        probes=draw(st.just(()) | st.permutations(list(PROBES)).map(lambda names: tuple(names[:2]))),
     )
 
 
@@ -97,6 +116,26 @@ def check(result: Generation, prompt: list[int], wanted: SamplingParams, kind: s
         assert [thought.mixing_weight for thought in token.thoughts] == pytest.approx(step.weights, abs=1e-3)
         if wanted.logprobs is not None:
             assert token.logprob == pytest.approx(float(step.logits.log_softmax(-1)[token.id]), abs=1e-3)
+    check_readouts(result, prompt, wanted, kind)
+
+
+def check_readouts(result: Generation, prompt: list[int], wanted: SamplingParams, kind: str) -> None:
+    """Every probe has read the text as the library reads it, each token by the state of the one before."""
+    assert all([name for name, _ in token.probes] == list(wanted.probes) for token in result.tokens)
+    if not wanted.probes:
+        return
+    states_LTH = REFERENCES[kind].states([*prompt, *(token.id for token in result.tokens)])
+    for name, probe in make_probes(kind).items():
+        if name not in wanted.probes:
+            continue
+        for place, token in enumerate(result.tokens, len(prompt) - 1):
+            readout = dict(token.probes)[name]
+            assert (readout is not None) == (name != "some" or token.id < 140)
+            if readout is not None:
+                logits = probe._net(states_LTH[list(PROBES[name]), place].mean(0))
+                expected = dict(zip("abc", logits.softmax(-1).tolist(), strict=True))
+                assert readout.probability == pytest.approx(max(expected.values()), abs=1e-3)
+                assert readout.probability == pytest.approx(expected[readout.class_], abs=1e-3)
 
 
 @settings(max_examples=25)
@@ -458,6 +497,47 @@ def test_min_tokens_holds_back_the_end_of_the_text() -> None:
     assert (len(held.tokens), held.finish_reason) == (5, "stop")
 
 
+@pytest.mark.parametrize("pipeline_depth", [1, 4])
+def test_readouts_are_those_of_the_same_text(pipeline_depth: int) -> None:
+    engine, probes = decoder(pipeline_depth=pipeline_depth), make_probes("")
+    params = SamplingParams(max_tokens=12, thought_depth=3, ignore_eos=True, seed=2, probes=("some", "all"))
+    for result in generate(engine, [[5, 6, 7], [5, 6, 8, 9]], [params, replace(params, logprobs=1, thought_depth=0)]):
+        for name in params.probes:
+            ids = [token.id for token in result.tokens]
+            prompt = [5, 6, 7] if result.tokens[0].logprob is None else [5, 6, 8, 9]
+            read = read_text(Loaded(MODELS[""], TOKENS, "tiny"), probes[name], [*prompt, *ids], len(prompt))
+            for token, expected in zip(result.tokens, read, strict=True):
+                readout = dict(token.probes)[name]
+                assert (readout is None) == (expected is None)
+                if readout and expected:
+                    assert readout.class_ == expected.class_
+                    assert readout.probability == pytest.approx(expected.probability, abs=2e-4)
+
+
+def test_a_scored_prompt_is_not_read_by_probes() -> None:
+    params = SamplingParams(max_tokens=2, prompt_logprobs=1, ignore_eos=True, thought_depth=2, probes=("all",))
+    result = generate(decoder(), [[70, 71, 72]], params)[0]
+    assert [len(token.probes) for token in result.prompt] == [0, 0, 0]
+    check_readouts(result, [70, 71, 72], params, "")
+
+
+def test_who_asks_for_no_probe_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, watched = decoder(), []
+    right = engine.model.run
+
+    def run(rows: Rows, cache: Cache, watch: Any = None) -> torch.Tensor:
+        watched.append(watch)
+        return right(rows, cache, watch)
+
+    monkeypatch.setattr(engine.model, "run", run)
+    params = SamplingParams(max_tokens=4, thought_depth=2, ignore_eos=True)
+    generate(engine, [[5]], params)
+    assert not any(watched)
+    watched.clear()
+    generate(engine, [[5]], replace(params, probes=("all",)))
+    assert 0 < sum(map(bool, watched)) < len(watched), "only a forward that reads a token is"
+
+
 def test_a_grammar_of_a_few_words() -> None:
     """One of them, or the end after at least one; what is thought meanwhile is free."""
     params = SamplingParams(max_tokens=12, min_tokens=1, thought_depth=4, allowed_token_ids=(0, 40, 41, 42))
@@ -476,6 +556,7 @@ def test_a_grammar_of_a_few_words() -> None:
         ([5, -1], SamplingParams(), "token id -1 is out of range"),
         ([5] * 60, SamplingParams(max_tokens=9), "60 prompt tokens and max_tokens 9 exceed the 64"),
         ([5], SamplingParams(thought_depth=7), "thought_depth is 7; it must be at most 6"),
+        ([5], SamplingParams(probes=("all", "none")), "probes has 'none'; there are 'all', 'last', 'some'"),
         ([5], SamplingParams(allowed_token_ids=(5, 259)), "allowed_token_ids has id 259; ids are 0 to 258"),
         ([5], SamplingParams(allowed_token_ids=(5, -1)), "allowed_token_ids has id -1; ids are 0 to 258"),
         ([5], SamplingParams(allowed_token_ids=(1, 5)), "allowed_token_ids has id 1; .* without the thought markers"),

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from quietserve.model.config import QuietConfig
-from quietserve.model.progress import Progress, ThoughtRecord, Token
+from quietserve.model.probe import ProbeConfig
+from quietserve.model.progress import Progress, Readout, ThoughtRecord, Token
 from quietserve.model.tokens import TextStream, Tokens
 from quietserve.model.voting import Entry, Verdict
 from quietserve.server.scheduler import Attempt, EngineClosedError, Ticket
@@ -63,6 +64,7 @@ class FakeEngine:
     running: list[Ticket] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     judges: dict[str, Callable[[Entry], float]] = field(default_factory=dict)  # trained rankers, by their names
+    probes: dict[str, ProbeConfig] = field(default_factory=dict)  # those with an offset have nothing to say of vowels
     rank_failure: Exception | None = None  # raised by rank
 
     @property
@@ -144,6 +146,7 @@ class FakeEngine:
         for i, id_ in enumerate(ids):
             thoughts = (self._thought(i),) * params.num_thoughts if params.thought_depth else ()
             token = self._token(id_, i, params.logprobs, thoughts)
+            token = replace(token, probes=tuple((name, self.readout(name, id_)) for name in params.probes))
             text = "" if id_ == EOS else stream.add(id_)
             reason = "stop" if id_ == EOS or stream.stopped else "length" if i + 1 == params.max_tokens else None
             if reason:
@@ -153,6 +156,12 @@ class FakeEngine:
             )
             if reason:
                 return
+
+    def readout(self, probe: str, id_: int) -> Readout | None:
+        config = self.probes[probe]
+        if config.offset and self.tokens.token_text(id_) in "aeiou":
+            return None
+        return Readout(config.classes[id_ % len(config.classes)], round(0.5 + id_ / 1000, 4))
 
     def _thought(self, index: int) -> ThoughtRecord:
         text = f"hm {index}" if index % 3 == 0 else ""

@@ -1,6 +1,7 @@
 """The device thread with a real tiny model: every ticket ends once, a leaver frees its slot, faults stay with their forward."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ class Books:
         self.judgements: list[tuple[bool | None, int]] = []
         self.num_out_of_memory = 0
         self.ranked_answers = 0
+        self.readouts = Counter[str]()
 
     def admitted(self, ticket: Ticket) -> None: ...
 
@@ -48,6 +50,9 @@ class Books:
 
     def ranked(self, ranker: str, num_answers: int, seconds: float) -> None:
         self.ranked_answers += num_answers
+
+    def read(self, probe: str, num_tokens: int) -> None:
+        self.readouts[probe] += num_tokens
 
     def voted(self, strategy: str, verdict: Verdict) -> None: ...
 

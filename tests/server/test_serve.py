@@ -79,7 +79,7 @@ def drained(client: httpx.Client) -> int:
 def test_it_leaves_when_idle_or_out_of_time(
     client: Client, service: Service, engine: FakeEngine, timeout_s: float, busy: bool, leaves: bool
 ) -> None:
-    server = LoadingServer(uvicorn.Config(client.app), service, timeout_s, load=service.ready_pipeline)
+    server = LoadingServer(uvicorn.Config(client.app), service, timeout_s, load=lambda: [service.ready_pipeline()])
     engine.running = [Ticket(Attempt((1,), SamplingParams()))] * busy
     assert not asyncio.run(server.on_tick(1)), "no signal yet"
     server.handle_exit(signal.SIGTERM, None)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from quietserve.server.__main__ import main
 from quietserve.server.presets import Preset
-from quietserve.server.settings import RankerPath, Settings, SettingsError, check_config, read_settings
+from quietserve.server.settings import NamedPath, Settings, SettingsError, check_config, read_settings
 
 # Each flag, as it is written and what it becomes; the defaults are others.
 FLAGS: dict[str, tuple[str, Any]] = {
@@ -20,7 +20,10 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "served-model-name": ("m", "m"),
     "model-preset": ('deep={"thought_depth": 12}', (Preset("deep", {"thought_depth": 12}),)),
-    "ranker": ("checker=runs/ranker", (RankerPath("checker", "runs/ranker"),)),
+    "ranker": ("checker=runs/ranker", (NamedPath("checker", "runs/ranker"),)),
+    "also": ("karel=runs/karel", (NamedPath("karel", "runs/karel"),)),
+    "probe": ("karel.direction=runs/probe", (NamedPath("karel.direction", "runs/probe"),)),
+    "skip-bad-probes": ("true", True),
     "dtype": ("bfloat16", "bfloat16"),
     "quantization": ("bnb-8bit", "bnb-8bit"),
     "device": ("cpu", "cpu"),
@@ -64,7 +67,7 @@ def test_every_field_is_a_flag_an_environment_variable_and_a_line_of_a_file(tmp_
     argv = [
         part
         for name, (text, value) in FLAGS.items()
-        for part in ([f"--no-{name}"] if value is False else [f"--{name}", text])
+        for part in ([f"--no-{name}"] if value is False else [f"--{name}"] if value is True else [f"--{name}", text])
     ]
     assert settings("folder", *argv) == Settings("folder", **VALUES)
     environ = {f"QUIETSERVE_{name.upper()}": FLAGS[name.replace("_", "-")][0] for name in VALUES}

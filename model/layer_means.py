@@ -1,0 +1,47 @@
+"""What the layers of a language model hold while a forward runs: means over some of them, at some of its rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Rule = tuple[
+    int, ...
+]  # whose states are averaged: 0 the embeddings, k the output of layer k, the last behind the final norm
+
+
+class LayerMeans:
+    """Watches one forward (`backbone.Watch`) and adds up what its layers hold, in float32.
+
+    Args:
+        rules: the layers of each mean.
+        rows: of a forward of one sequence, those that are wanted; None: all of all sequences.
+    """
+
+    def __init__(self, rules: Sequence[Rule], rows: Sequence[int] | None = None) -> None:
+        self._rules = [frozenset(rule) for rule in rules]
+        self._rows = None if rows is None else torch.tensor(rows, dtype=torch.long)
+        self._sums: list[Tensor | None] = [None] * len(rules)
+
+    def __call__(self, layer: int, hidden_BRH: Tensor) -> None:
+        """Take in the states of one layer."""
+        wanted = [i for i, rule in enumerate(self._rules) if layer in rule]
+        if not wanted:
+            return
+        state = self._picked(hidden_BRH).float()
+        for i in wanted:
+            before = self._sums[i]
+            self._sums[i] = state if before is None else before + state
+
+    def means(self) -> list[Tensor]:
+        """Of each rule: [M, H] for M rows that are wanted, or [B, R, H] of all. Raises ValueError for a layer that is not."""
+        found = [total / len(rule) for total, rule in zip(self._sums, self._rules, strict=True) if total is not None]
+        if len(found) < len(self._rules):
+            raise ValueError("a rule names no layer that the model has")
+        return found
+
+    def _picked(self, hidden_BRH: Tensor) -> Tensor:
+        if self._rows is None:
+            return hidden_BRH
+        self._rows = self._rows.to(hidden_BRH.device)
+        return hidden_BRH[0].index_select(0, self._rows)
