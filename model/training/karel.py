@@ -78,7 +78,8 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_words(args.form, sorted({stage.size for stage in args.stages} | {4, 5, 6}))
     processes = Processes(args.precision, cpu=args.cpu)
-    model = build_model(tokenizer, args.width, args.layers, args.heads).to(processes.device)
+    model: Any = build_model(tokenizer, args.width, args.layers, args.heads)
+    model.to(processes.device)
     optimizer = Muon(model, args.weight_decay) if args.optimizer == "muon" else make_optimizer(model, args.weight_decay)
     config = LoopConfig(sum(stage.steps for stage in args.stages), args.seed, save_every=args.save_every)
     recipe = {name: str(value) for name, value in vars(args).items() if name not in _INCIDENTAL}

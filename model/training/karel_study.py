@@ -126,7 +126,8 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dic
             loaded,
             given,
             seed,
-            *(States(one, given, _layers(loaded)) for one in (loaded, blank)),
+            States(loaded, given, _layers(loaded)),
+            States(blank, given, _layers(loaded)),
         ),
     }
 

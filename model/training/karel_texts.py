@@ -69,7 +69,8 @@ class KarelTexts:
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, form: Form, everything: bool, num_programs: int, seed: int
     ) -> None:
-        self._tokenizer, self._form, self._everything = tokenizer, form, everything
+        self._tokenizer, self._everything = tokenizer, everything
+        self._form: Form = form
         self._num_programs, self._seed = num_programs, seed
         self._pad = token_id(tokenizer, PAD)
 
