@@ -22,6 +22,7 @@ class LayerMeans:
         self._rules = [frozenset(rule) for rule in rules]
         self._rows = None if rows is None else torch.tensor(rows, dtype=torch.long)
         self._sums: list[Tensor | None] = [None] * len(rules)
+        self._num_seen = [0] * len(rules)
 
     def __call__(self, layer: int, hidden_BRH: Tensor) -> None:
         """Take in the states of one layer."""
@@ -32,12 +33,15 @@ class LayerMeans:
         for i in wanted:
             before = self._sums[i]
             self._sums[i] = state if before is None else before + state
+            self._num_seen[i] += 1
 
     def means(self) -> list[Tensor]:
         """Of each rule: [M, H] for M rows that are wanted, or [B, R, H] of all. Raises ValueError for a layer that is not."""
-        found = [total / len(rule) for total, rule in zip(self._sums, self._rules, strict=True) if total is not None]
-        if len(found) < len(self._rules):
-            raise ValueError("a rule names no layer that the model has")
+        found = []
+        for rule, total, count in zip(self._rules, self._sums, self._num_seen, strict=True):
+            if total is None or count < len(rule):
+                raise ValueError(f"the model does not have all of the layers {sorted(rule)}")
+            found.append(total / count)
         return found
 
     def _picked(self, hidden_BRH: Tensor) -> Tensor:

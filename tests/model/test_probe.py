@@ -68,6 +68,12 @@ def test_of_any_kind_of_model(kind: type) -> None:
     )
 
 
+@pytest.mark.parametrize("layers", [(), (3,), (0, 3), (-1,)])
+def test_layers_that_are_not(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="does not have all of the layers"):
+        layer_states(LOADED.model, torch.tensor([TEXT]), layers)
+
+
 def test_a_text_is_padded_on_the_right() -> None:
     alone = layer_states(LOADED.model, torch.tensor([TEXT[:4]]), (0, 1, 2))
     beside = layer_states(LOADED.model, torch.tensor([[*TEXT[:4], 0, 0, 0, 0], TEXT]), (0, 1, 2))
