@@ -11,6 +11,7 @@ on Programs (Jin and Rinard, arXiv 2305.11169), "Probing for the Abstract Interp
 """
 
 import argparse
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,8 @@ def _fit(config: ProbeConfig, examples: Examples, count: int, held: float, how: 
 def with_random_weights(loaded: Loaded, seed: int) -> Loaded:
     """The same model before it has learned anything."""
     torch.manual_seed(seed)
-    lm = AutoModelForCausalLM.from_config(loaded.model.backbone.lm.config, dtype=torch.float32)
+    config = copy.deepcopy(loaded.model.backbone.lm.config)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     model = QuietModel(Backbone(lm.eval())).to(loaded.model.backbone.device)
     return replace(loaded, model=model.requires_grad_(False))
 

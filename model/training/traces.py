@@ -1,8 +1,8 @@
 """Texts some of whose tokens have labels: what probes learn from.
 
 A file has a line of JSON for every text: `{"text": "...", "labels": {"direction": [[41, "N"], [46, "E"]]}}`. A label belongs to the
-token in which the text's letter of that number lies, from 0; `null` in place of a class is no label. Properties may label
-different tokens.
+token in which the text's letter of that number, from 0, lies, or ends where it is several tokens; `null` in place of a class is no
+label. Properties may label different tokens.
 """
 
 import json
@@ -47,10 +47,13 @@ def read_traces(file: Path, tokens: Tokens) -> list[Trace]:
 
 
 def write_traces(file: Path, traces: Sequence[Trace], tokens: Tokens) -> None:
-    """Write texts as `read_traces` reads them."""
+    """Write texts as `read_traces` reads them. Raises ValueError for one that would be read otherwise."""
     with file.open("w") as out:
         for trace in traces:
-            text, offsets = _spans(trace.ids, tokens)
+            text = tokens.decode(trace.ids, special=True)
+            ids, offsets = _read_text(text, tokens)
+            if tuple(ids) != trace.ids:
+                raise ValueError(f"{text[:80]!r} is read as other tokens than it was written with")
             labels = {name: [[offsets[token], told] for token, told in own] for name, own in trace.labels.items()}
             out.write(json.dumps({"text": text, "labels": labels}) + "\n")
 
@@ -63,10 +66,9 @@ def _read(line: str, tokens: Tokens, where: str) -> Trace:
             str(name): [(int(place), str(kind)) for place, kind in own if kind is not None]
             for name, own in labels.items()
         }
-        ids = tokens.encode(text)
+        ids, offsets = _read_text(text, tokens)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: no text with labels: {type(error).__name__}: {error}") from error
-    text, offsets = _spans(ids, tokens) if ids else ("", [])
     found = {name: tuple(_place(own, offsets, len(text), f"{where}: {name}")) for name, own in known.items()}
     return Trace(tuple(ids), found)
 
@@ -84,10 +86,11 @@ def _place(own: Sequence[tuple[int, str]], offsets: Sequence[int], length: int, 
     return placed
 
 
-def _spans(ids: Sequence[int], tokens: Tokens) -> tuple[str, list[int]]:
-    """A text as its tokens have it, and the letter at which each begins."""
-    offsets, text = [], ""
-    for token in ids:
-        offsets.append(len(text))
-        text += tokens.token_text(token)
-    return text, offsets
+def _read_text(text: str, tokens: Tokens) -> tuple[list[int], list[int]]:
+    """A text's ids, and the letter at which each begins. Raises ValueError where the tokenizer cannot say."""
+    ids = tokens.encode(text)
+    try:
+        spans = tokens.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    except NotImplementedError as error:
+        raise ValueError("its tokenizer does not tell where in a text its tokens are") from error
+    return ids, [begin for begin, _ in spans]
