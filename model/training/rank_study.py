@@ -59,7 +59,7 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
             seed,
         )
         fresh = ["--n", str(args.n), "--samples", str(SIZES[-1]), "--held-out"]
-        _draw(args.out / f"fresh-{args.problem_seed}-{seed}", [*flags, *fresh], args.problem_seed)
+        _draw(_fresh(args, seed), [*flags, *fresh], args.problem_seed)
         for row in args.rows:
             _run_row(args, row, seed, model)
     summary = summarise(args, argv)
@@ -99,7 +99,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
         if code := rank.main(flags):
             raise SystemExit(code)
     loaded = checkpoint.load(model, "float32")
-    report |= _measure(loaded, folder, read_samples(args.out / f"fresh-{args.problem_seed}-{seed}"), args.problem_seed)
+    report |= _measure(loaded, folder, read_samples(_fresh(args, seed)), args.problem_seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)
@@ -124,6 +124,11 @@ def _measure(loaded: Loaded, folder: Path, asked: Sequence[Asked], seed: int) ->
         "ece": calibration_error(answered),
         "votes": measure_votes(asked, scores, SIZES, seed),
     }
+
+
+def _fresh(args: argparse.Namespace, seed: int) -> Path:
+    """The answers that vote: with one model for all seeds the same for all rankers."""
+    return args.out / f"fresh-{args.problem_seed}-{seed % len(args.models)}"
 
 
 def _report_file(args: argparse.Namespace, row: str, seed: int) -> Path:
