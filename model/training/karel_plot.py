@@ -14,7 +14,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     pyplot, runs = open_pyplot(), summary["runs"]
     figure, axes = pyplot.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
     for run in runs:
-        draw_training(axes[0, 0], axes[0, 1], run["evaluations"], f"seed {run['seed']}")
+        _draw_training(axes[0, 0], axes[0, 1], run["evaluations"], f"seed {run['seed']}")
     if len(runs) == 1:
         _mark(axes[0, 0], runs[0]["evaluations"])
     _over_training(axes[0, 2], runs)
@@ -29,7 +29,20 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], name: str) -> None:
+def plot_run(evaluations: list[dict[str, Any]], name: str, file: Path) -> None:
+    """Write a PNG of one run: accuracy and variety with the phases marked, and perplexity."""
+    pyplot = open_pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    _draw_training(left, right, evaluations, name)
+    _mark(left, evaluations)
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize="small")
+    figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], name: str) -> None:
     """Accuracy and variety on one panel, perplexity on another."""
     steps = [line["step"] for line in evaluations]
     (line,) = left.plot(steps, [each["accuracy"] for each in evaluations], label=f"accuracy, {name}")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing import open_pyplot
+from . import karel_plot
 from .arguments import require_matplotlib, run
 from .evaluation import plot as evaluation_plot
+from .karel import EVALUATIONS as KAREL_EVALUATIONS
 from .loop import LOG_FILE
 from .trainer import THOUGHTS_FILE
 
@@ -25,12 +27,28 @@ def main(argv: list[str] | None = None) -> int:
 def report(args: argparse.Namespace) -> None:
     """Draw what the run's folder holds. Raises ValueError for a folder that is no run's."""
     require_matplotlib("this")
+    if args.kind == "karel":
+        _report_karel(args)
+        return
     log = _lines(args.run / LOG_FILE)
     if not log:
         raise ValueError(f"{args.run / LOG_FILE}: has no line yet")
     thoughts = _lines(args.run / THOUGHTS_FILE) if (args.run / THOUGHTS_FILE).exists() else []
     out = args.out or args.run / "report.png"
-    draw(args.run.name, log, thoughts, _evaluation(args), out)
+    draw(args.run.name, log, thoughts, _evaluation(args, {"tasks", "depths"}, "quietserve evaluate"), out)
+    print(out)
+
+
+def _report_karel(args: argparse.Namespace) -> None:
+    """What `train karel` measured on its way, or with `--evaluation` all that `train karel-study` did."""
+    out = args.out or args.run / "report.png"
+    if args.evaluation:
+        study = _evaluation(args, {"runs", "versions"}, "quietserve train karel-study --results")
+        karel_plot.plot(study or {}, out)
+    elif lines := _lines(args.run / KAREL_EVALUATIONS):
+        karel_plot.plot_run(lines, args.run.name, out)
+    else:
+        raise ValueError(f"{args.run / KAREL_EVALUATIONS}: has no line yet")
     print(out)
 
 
@@ -88,7 +106,7 @@ def _write_thoughts(axes: Any, title: str, thoughts: Sequence[dict[str, Any]]) -
     axes.set_title(title if thoughts else "")
 
 
-def _evaluation(args: argparse.Namespace) -> dict[str, Any] | None:
+def _evaluation(args: argparse.Namespace, fields: set[str], source: str) -> dict[str, Any] | None:
     file = args.evaluation or args.run / EVALUATION
     if not args.evaluation and not file.exists():
         return None
@@ -96,8 +114,8 @@ def _evaluation(args: argparse.Namespace) -> dict[str, Any] | None:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
-    if not {"tasks", "depths"} <= found.keys():
-        raise ValueError(f"{file}: is no report of `quietserve evaluate`")
+    if not fields <= found.keys():
+        raise ValueError(f"{file}: is no report of `{source}`")
     return found
 
 
@@ -111,8 +129,13 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quietserve report", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("kind", choices=["quiet-star"], help="what was trained")
+    add("kind", choices=["quiet-star", "karel"], help="what was trained")
     add("run", type=Path, help="the folder of a run")
-    add("--evaluation", type=Path, metavar="FILE", help=f"what `quietserve evaluate --out` wrote (RUN/{EVALUATION})")
+    add(
+        "--evaluation",
+        type=Path,
+        metavar="FILE",
+        help=f"what `quietserve evaluate --out` wrote (RUN/{EVALUATION}); of karel, `train karel-study --results` (none)",
+    )
     add("--out", type=Path, metavar="FILE", help="the picture (RUN/report.png)")
     return parser

@@ -15,7 +15,7 @@ from training_runs import log_of, tensors
 
 from quietserve.model import checkpoint
 from quietserve.model.training import __main__ as train
-from quietserve.model.training import karel, karel_study, karel_traces
+from quietserve.model.training import karel, karel_study, karel_traces, report
 from quietserve.model.training.evaluation import programs as evaluation
 from quietserve.model.training.karel_table import phases, r_squared
 from quietserve.model.training.karel_texts import KarelTexts, Stage, build_words, held_out, parse_stage, prompt, write
@@ -296,6 +296,17 @@ def test_traces_are_written_and_read(model: Path, tmp_path: Path, capsys: pytest
 # --- the study -------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_as_a_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "run.png"
+    assert report.main(["karel", str(model), "--out", str(picture)]) == 0
+    assert picture.stat().st_size > 10_000
+    assert report.main(["karel", str(tmp_path)]) == 2
+    assert "evaluations.jsonl: cannot be read" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("{}")
+    assert report.main(["karel", str(model), "--evaluation", str(tmp_path / "other.json")]) == 2
+    assert "is no report of `quietserve train karel-study --results`" in capsys.readouterr().err
+
+
 def test_the_study_measures_every_checkpoint_once(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +321,7 @@ def test_the_study_measures_every_checkpoint_once(
     assert set(found["shapes"]) == {"linear", "1 hidden", "2 hidden"}
     assert set(found["meanings"]) == set(programs.MEANINGS)
     assert results.with_suffix(".png").stat().st_size > 10_000
+    assert report.main(["karel", str(model), "--evaluation", str(results), "--out", str(tmp_path / "all.png")]) == 0
     assert train.main(args) == 0
     assert "done" not in capsys.readouterr().err, "what is finished is not done again"
     assert train.main([*args, "--n", "61"]) == 2
