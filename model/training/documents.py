@@ -67,9 +67,12 @@ def write_document(problem: Problem, style: Style, rng: random.Random) -> str:
 
 
 def _break_off(problem: Problem, rng: random.Random) -> str:
-    """The first words of the working, at least one and not all: what a thought is worth whose depth was too small."""
+    """The first words of the working, at least one and not all: what a thought is worth whose depth was too small.
+
+    Nothing where there is no working to break off: of a problem whose answer shows its steps.
+    """
     words = problem.working.split()
-    return "".join(f" {word}" for word in words[: rng.randrange(1, len(words))])
+    return "".join(f" {word}" for word in words[: rng.randrange(1, len(words))]) if len(words) > 1 else ""
 
 
 def _idle_talk(rng: random.Random) -> str:

@@ -343,3 +343,51 @@ def test_phases_and_the_fit() -> None:
         {"evaluations": lines, "over_training": probes}
     )
     assert karel_study.OFFSETS == (-2, -1, 0, 1, 2)
+
+
+# --- other methods on the same task ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["quiet-star", "--families", "karel-4x4", "--steps", "1", "--batch", "2", "--depths", "2"],
+        [
+            "score",
+            "--tasks",
+            "karel-4x4",
+            "--stage1-steps",
+            "0",
+            "--stage2-steps",
+            "1",
+            "--problems",
+            "2",
+            "--rollouts",
+            "2",
+        ],
+    ],
+    ids=lambda method: method[0],
+)
+def test_karel_is_a_task_like_any_other(model: Path, tmp_path: Path, method: list[str]) -> None:
+    assert train.main([*method, "--base", str(model), "--out", str(tmp_path / "out")]) == 0
+    assert checkpoint.load(tmp_path / "out").model.can_think == (method[0] == "quiet-star")
+
+
+def test_its_answers_can_be_drawn_to_be_ranked(model: Path, tmp_path: Path) -> None:
+    args = [
+        "sample",
+        "--model",
+        str(model),
+        "--tasks",
+        "karel-4x4",
+        "--n",
+        "3",
+        "--samples",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert train.main(args) == 0
+    lines = [json.loads(told) for told in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(one["prompt"].startswith("Question: 4x4 @") for one in lines)
