@@ -153,14 +153,15 @@ def load_probe(path: Path | str, loaded: Loaded) -> Probe:
         raise CheckpointError(f"{folder / CONFIG}: not a probe's: {error}") from error
     _check_model(folder / CONFIG, config, loaded)
     token_ids = _token_ids(folder / CONFIG, config, loaded)
-    net = ProbeNet(config)
     try:
-        net.load_state_dict(load_file(folder / TENSORS))
+        with torch.device("meta"):  # whatever size it says it is: it is the tensors that count
+            net = ProbeNet(config)
+        net.load_state_dict(load_file(folder / TENSORS), assign=True)
     except Exception as error:  # missing, truncated, or of another shape
         raise CheckpointError(f"{folder / TENSORS}: {first_line(error)}") from error
     if not all(value.isfinite().all() for value in net.state_dict().values()) or not bool((net.std > 0).all()):
         raise CheckpointError(f"{folder / TENSORS}: holds what is no number, or a deviation that is not above 0")
-    return Probe(config, net.to(loaded.model.backbone.device).eval().requires_grad_(False), token_ids)
+    return Probe(config, net.to(loaded.model.backbone.device, torch.float32).eval().requires_grad_(False), token_ids)
 
 
 def save_probe(folder: Path, config: ProbeConfig, net: ProbeNet) -> None:
