@@ -43,9 +43,9 @@ def parse_model(text: str) -> NamedPath:
     """A further model from NAME=PATH, or a path alone, whose last part is then the name. Raises ValueError."""
     if "=" in text:
         return _named_path(text, "a further model", "karel=runs/karel")
-    if not text.strip():
+    if not (path := text.strip()):
         raise ValueError("a further model is a checkpoint, or NAME=PATH")
-    return NamedPath(Path(text).resolve().name, text)
+    return NamedPath(Path(path).resolve().name, path)
 
 
 def parse_probe(text: str) -> NamedPath:
