@@ -1,6 +1,7 @@
 """Several models in one server: each request goes to the one that it names, and so do its books."""
 
 import asyncio
+import logging
 import signal
 import threading
 from typing import Any
@@ -11,6 +12,7 @@ import uvicorn
 from fake_engine import Client, FakeEngine, byte_tokens, says
 
 from quietserve.model.config import SamplingParams
+from quietserve.model.probe import ProbeConfig
 from quietserve.server.__main__ import LoadingServer, _service
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
@@ -116,6 +118,46 @@ def test_refusals_are_in_the_books_of_the_model_that_was_meant(
     assert 'num_requests_running{model_name="karel"} 0.0' in told
 
 
+def test_a_body_that_cannot_be_is_in_the_books_of_the_model_that_it_names(
+    client: Client, second: FakeEngine, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It used to be in the first one's, being refused before anybody had asked which model it meant."""
+    caplog.set_level(logging.INFO)
+    for name in ("karel", "walk"):
+        for path, asked in (("completions", ASKED), ("chat/completions", {"messages": []})):
+            assert client.post(f"/v1/{path}", asked | {"model": name, "temperature": "hot"}).status_code == 400
+    assert client.post("/v1/completions", ASKED | {"model": "cat", "temperature": "hot"}).status_code == 400
+    told = metrics.render().decode()
+    assert 'requests_rejected_total{model_name="karel",reason="invalid_value"} 4.0' in told
+    assert 'requests_rejected_total{model_name="fake",reason="invalid_value"} 1.0' in told
+    replied = [record.fields for record in caplog.records if record.getMessage() == "replied"]  # type: ignore[attr-defined]
+    assert [fields.get("model") for fields in replied] == ["karel"] * 4 + [None]
+
+
+def test_an_engine_that_has_stopped_is_named(client: Client, engine: FakeEngine, second: FakeEngine) -> None:
+    """Of several, nobody could tell which."""
+    second.close(0)
+    for path in ("/health", "/ready"):
+        assert client.get(path).json()["error"]["message"] == "The engine of 'karel' has stopped."
+    engine.close(0)
+    assert client.get("/health").json()["error"]["message"] == "The engine of 'fake' has stopped."
+
+
+def test_a_model_speaks_of_what_is_its_own(client: Client, engine: FakeEngine, second: FakeEngine) -> None:
+    """It used to say that the server had no probe, and no ranker, where the model beside it had some."""
+    engine.judges = {"length": lambda entry: 0.5}
+    engine.probes = {"way": ProbeConfig("way", ("a", "b"), 32, 259, 2, (0, 1))}
+    asked = ASKED | {"model": "karel"}
+    error = client.post("/v1/completions", asked | {"probes": ["way"]}).json()["error"]
+    assert error["message"] == "probes has 'way'; this model has none; --probe loads one."
+    error = client.post("/v1/completions", asked | {"voting": "ranker", "best_of": 2, "ranker": "length"}).json()[
+        "error"
+    ]
+    assert error["message"] == "ranker is 'length'; this model has min_logprob, logprob."
+    error = client.post("/v1/score", {"model": "karel", "prompt": "x", "candidates": ["a"]}).json()["error"]
+    assert error["message"] == "This model has no trained ranker; --ranker loads one."
+
+
 def test_what_each_runs_as(metrics: Metrics) -> None:
     other = Metrics("karel", beside=metrics)
     for own in (metrics, other):
@@ -199,3 +241,5 @@ def test_a_models_name_is_its_folders() -> None:
         ("karel", "runs/karel/"),
         ("k", "b"),
     ]
+    spaced = Settings.from_args([], {"QUIETSERVE_ALSO": "  runs/karel \n k = b\n"}).also
+    assert [(model.name, model.path) for model in spaced] == [("karel", "runs/karel"), ("k", "b")]
