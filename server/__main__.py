@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
-    path = settings.model or DEFAULT
-    name = settings.served_model_name or Path(path).resolve().name
-    service = _service(settings, name)
+    service = _service(settings)
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
@@ -80,21 +78,13 @@ def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> 
     return 0
 
 
-def _service(settings: Settings, name: str) -> Service:
-    """The models under their names, and their presets, none of them loaded. Raises SettingsError."""
-    if name in {preset.name for preset in settings.model_preset}:
-        raise SettingsError(f"argument --model-preset: {name!r} is the model's own name")
-    if name in {model.name for model in settings.also}:
-        raise SettingsError(f"argument --also: {name!r} is the first model's name; give this one another: NAME=PATH")
-    metrics = Metrics(name, vllm_names=settings.metrics_compat == "vllm")
+def _service(settings: Settings) -> Service:
+    """The models under their names, and their presets, none of them loaded."""
+    metrics = Metrics(settings.name, vllm_names=settings.metrics_compat == "vllm")
     others = [Service(model.name, Metrics(model.name, beside=metrics)) for model in settings.also]
-    service = Service(name, metrics, others=others)
-    owners = {owner.model_name: owner for owner in service.every}
+    service = Service(settings.name, metrics, others=others)
     for preset in settings.model_preset:
-        if (parent := preset.model or name) not in owners:
-            known = ", ".join(map(repr, owners))
-            raise SettingsError(f"argument --model-preset: {preset.name}: model is {parent!r}; this server has {known}")
-        owners[parent].presets[preset.name] = preset
+        service.find(preset.model).presets[preset.name] = preset
     return service
 
 

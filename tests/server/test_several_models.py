@@ -19,7 +19,7 @@ from quietserve.server.pipeline import Pipeline
 from quietserve.server.presets import Preset, parse_preset
 from quietserve.server.scheduler import Attempt, QueueFullError, Ticket
 from quietserve.server.service import Service
-from quietserve.server.settings import Settings, SettingsError
+from quietserve.server.settings import Settings, SettingsError, check_config
 
 ASKED = {"prompt": "Say", "max_tokens": 64}
 
@@ -208,8 +208,11 @@ def test_presets_belong_to_a_model() -> None:
     told = settings(
         "--also", "karel=runs/k", "--model-preset", 'walk={"model": "karel", "n": 2}', "--model-preset", "brief={}"
     )
-    service = _service(told, "main")
-    assert [(one.model_name, list(one.presets)) for one in service.every] == [("main", ["brief"]), ("karel", ["walk"])]
+    service = _service(told)
+    assert [(one.model_name, list(one.presets)) for one in service.every] == [
+        ("folder", ["brief"]),
+        ("karel", ["walk"]),
+    ]
     assert str(service.others[0].presets["walk"]) == 'walk={"model": "karel", "n": 2}'
     assert parse_preset('walk={"model": "karel", "n": 2}').defaults == {"n": 2}
 
@@ -222,18 +225,23 @@ def test_presets_belong_to_a_model() -> None:
         (["--also", "a=x", "--served-model-name", "a"], "argument --also: two models are called 'a'"),
         (["--also", "=x"], "a further model is written NAME=PATH"),
         (["--also", " "], "a further model is a checkpoint, or NAME=PATH"),
-        (["--also", "main=x"], "argument --also: 'main' is the first model's name"),
-        (["--model-preset", "main={}"], "argument --model-preset: 'main' is the model's own name"),
+        (["--also", "folder=x"], "argument --also: two models are called 'folder'"),
+        (["--also", "elsewhere/folder"], "argument --also: two models are called 'folder'"),
+        (["--model-preset", "folder={}"], "argument --model-preset: two models are called 'folder'"),
         (
             ["--also", "k=x", "--model-preset", 'p={"model": "cat"}'],
-            "argument --model-preset: p: model is 'cat'; this server has 'main', 'k'",
+            "argument --model-preset: p: model is 'cat'; this server has 'folder', 'k'",
         ),
+        (["--model-preset", 'p={"model": ""}'], "p: model is ''; this server has 'folder'"),
         (["--model-preset", 'p={"model": 3}'], "p: model must be a string"),
     ],
 )
-def test_names_that_cannot_be(argv: list[str], words: str) -> None:
+def test_names_that_cannot_be(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of some, check-config said that they hold."""
     with pytest.raises(SettingsError, match=words):
-        _service(settings(*argv), "main")
+        settings(*argv)
+    assert check_config(["folder", *argv]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_models_name_is_its_folders() -> None:
