@@ -21,14 +21,14 @@ class QuietConfig:
 
     def __post_init__(self) -> None:
         depth, warmth, stops = self.thought_depth, self.thought_temperature, self.thought_stop_tokens
-        _check(type(depth) is int and depth >= 0, "thought_depth", depth, "a whole number, 0 or more")
-        _check(type(warmth) in (int, float) and 0 <= warmth <= 2, "thought_temperature", warmth, "between 0 and 2")
+        check(type(depth) is int and depth >= 0, "thought_depth", depth, "a whole number, 0 or more")
+        check(type(warmth) in (int, float) and 0 <= warmth <= 2, "thought_temperature", warmth, "between 0 and 2")
         texts = isinstance(stops, tuple) and all(isinstance(stop, str) for stop in stops)
-        _check(texts, "thought_stop_tokens", stops, "a list of strings")
-        _check(isinstance(self.start_token, str), "start_token", self.start_token, "a string")
-        _check(isinstance(self.end_token, str), "end_token", self.end_token, "a string")
-        _check(self.mixing_layers in (1, 3), "mixing_layers", self.mixing_layers, "1 or 3")
-        _check(self.mixing_input in ("both", "thought"), "mixing_input", self.mixing_input, "'both' or 'thought'")
+        check(texts, "thought_stop_tokens", stops, "a list of strings")
+        check(isinstance(self.start_token, str), "start_token", self.start_token, "a string")
+        check(isinstance(self.end_token, str), "end_token", self.end_token, "a string")
+        check(self.mixing_layers in (1, 3), "mixing_layers", self.mixing_layers, "1 or 3")
+        check(self.mixing_input in ("both", "thought"), "mixing_input", self.mixing_input, "'both' or 'thought'")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -73,21 +73,21 @@ class SamplingParams:
     thought_threshold: float | None = None  # nats: think only where the base's entropy is at least this; None: always
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
-        _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
-        _check(0 <= self.temperature <= 2, "temperature", self.temperature, "between 0 and 2")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 or more")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _check(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "between -2 and 2")
-        _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "between -2 and 2")
-        _check(0 < self.repetition_penalty <= 2, "repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
-        _check(self.thought_depth >= 0, "thought_depth", self.thought_depth, "0 or more")
-        _check(0 <= self.thought_temperature <= 2, "thought_temperature", self.thought_temperature, "between 0 and 2")
+        check(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
+        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
+        check(0 <= self.temperature <= 2, "temperature", self.temperature, "between 0 and 2")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        check(self.top_k >= 0, "top_k", self.top_k, "0 or more")
+        check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        check(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "between -2 and 2")
+        check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "between -2 and 2")
+        check(0 < self.repetition_penalty <= 2, "repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
+        check(self.thought_depth >= 0, "thought_depth", self.thought_depth, "0 or more")
+        check(0 <= self.thought_temperature <= 2, "thought_temperature", self.thought_temperature, "between 0 and 2")
         budget = self.thinking_token_budget
-        _check(budget is None or budget >= 0, "thinking_token_budget", budget, "0 or more")
-        _check(self.num_thoughts >= 1, "num_thoughts", self.num_thoughts, "1 or more")
-        _check(
+        check(budget is None or budget >= 0, "thinking_token_budget", budget, "0 or more")
+        check(self.num_thoughts >= 1, "num_thoughts", self.num_thoughts, "1 or more")
+        check(
             self.thought_threshold is None or self.thought_threshold >= 0,
             "thought_threshold",
             self.thought_threshold,
@@ -105,6 +105,7 @@ class SamplingParams:
         return bool(self.allowed_token_ids) and self.banned(0, eos_ids).issuperset(self.allowed_token_ids)
 
 
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
+def check(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raises ValueError that names a field, its value and what would be allowed, unless it holds."""
     if not holds:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Rule = tuple[
-    int, ...
-]  # whose states are averaged: 0 the embeddings, k the output of layer k, the last behind the final norm
+# Whose states are averaged: 0 the embeddings, k the output of layer k, the last behind the final norm.
+Rule = tuple[int, ...]
 
 
 class LayerMeans:

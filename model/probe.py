@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .backbone import causal
 from .checkpoint import Loaded
 from .checkpoint_folder import CheckpointError, first_line, read_json
+from .config import check
 from .layer_means import LayerMeans, Rule
 from .progress import Readout
 from .quiet_model import QuietModel
@@ -60,23 +61,21 @@ class ProbeConfig:
     measured: dict[str, Any] = field(default_factory=dict)  # on texts that it was not trained on
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.property, str) and bool(self.property), "property", self.property, "a word")
+        check(isinstance(self.property, str) and bool(self.property), "property", self.property, "a word")
         distinct = _are(self.classes, str) and len(set(self.classes)) == len(self.classes) >= 2
-        _check(distinct, "classes", self.classes, "a list of 2 or more different strings")
+        check(distinct, "classes", self.classes, "a list of 2 or more different strings")
         for name in ("hidden_size", "vocab_size", "num_layers"):
             value = getattr(self, name)
-            _check(type(value) is int and value >= 1, name, value, "a whole number, 1 or more")
+            check(type(value) is int and value >= 1, name, value, "a whole number, 1 or more")
         ordered = _are(self.layers, int) and list(self.layers) == sorted(set(self.layers)) != []
         inside = ordered and 0 <= self.layers[0] <= self.layers[-1] <= self.num_layers
-        _check(
-            inside, "layers", self.layers, f"a list of ascending numbers between 0 and num_layers, {self.num_layers}"
-        )
+        check(inside, "layers", self.layers, f"a list of ascending numbers between 0 and num_layers, {self.num_layers}")
         positive = _are(self.widths, int) and all(width >= 1 for width in self.widths)
-        _check(positive, "widths", self.widths, "a list of whole numbers, 1 or more")
-        _check(type(self.offset) is int, "offset", self.offset, "a whole number")
-        _check(_are(self.tokens, str), "tokens", self.tokens, "a list of strings")
-        _check(isinstance(self.fingerprint, str), "fingerprint", self.fingerprint, "a string")
-        _check(isinstance(self.measured, dict), "measured", self.measured, "an object")
+        check(positive, "widths", self.widths, "a list of whole numbers, 1 or more")
+        check(type(self.offset) is int, "offset", self.offset, "a whole number")
+        check(_are(self.tokens, str), "tokens", self.tokens, "a list of strings")
+        check(isinstance(self.fingerprint, str), "fingerprint", self.fingerprint, "a string")
+        check(isinstance(self.measured, dict), "measured", self.measured, "an object")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -153,14 +152,15 @@ def load_probe(path: Path | str, loaded: Loaded) -> Probe:
         raise CheckpointError(f"{folder / CONFIG}: not a probe's: {error}") from error
     _check_model(folder / CONFIG, config, loaded)
     token_ids = _token_ids(folder / CONFIG, config, loaded)
-    net = ProbeNet(config)
     try:
-        net.load_state_dict(load_file(folder / TENSORS))
+        with torch.device("meta"):  # whatever size it says it is: it is the tensors that count
+            net = ProbeNet(config)
+        net.load_state_dict(load_file(folder / TENSORS), assign=True)
     except Exception as error:  # missing, truncated, or of another shape
         raise CheckpointError(f"{folder / TENSORS}: {first_line(error)}") from error
     if not all(value.isfinite().all() for value in net.state_dict().values()) or not bool((net.std > 0).all()):
         raise CheckpointError(f"{folder / TENSORS}: holds what is no number, or a deviation that is not above 0")
-    return Probe(config, net.to(loaded.model.backbone.device).eval().requires_grad_(False), token_ids)
+    return Probe(config, net.to(loaded.model.backbone.device, torch.float32).eval().requires_grad_(False), token_ids)
 
 
 def save_probe(folder: Path, config: ProbeConfig, net: ProbeNet) -> None:
@@ -252,8 +252,3 @@ def _layer(size: int, width: int) -> list[nn.Module]:
 
 def _are(values: object, kind: type) -> bool:
     return isinstance(values, tuple) and all(type(value) is kind for value in values)
-
-
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")

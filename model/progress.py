@@ -28,9 +28,7 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     thoughts: tuple[ThoughtRecord, ...] = ()  # the parallel thoughts before it; none at depth 0 and where it was sure
-    probes: tuple[
-        tuple[str, Readout | None], ...
-    ] = ()  # by name, those asked for; None where a probe has nothing to say
+    probes: tuple[tuple[str, Readout | None], ...] = ()  # those asked for, by name; None: it has nothing to say of it
 
 
 @dataclass(slots=True)

@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
-    path = settings.model or DEFAULT
-    name = settings.served_model_name or Path(path).resolve().name
-    service = _service(settings, name)
+    service = _service(settings)
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
@@ -80,21 +78,13 @@ def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> 
     return 0
 
 
-def _service(settings: Settings, name: str) -> Service:
-    """The models under their names, and their presets, none of them loaded. Raises SettingsError."""
-    if name in {preset.name for preset in settings.model_preset}:
-        raise SettingsError(f"argument --model-preset: {name!r} is the model's own name")
-    if name in {model.name for model in settings.also}:
-        raise SettingsError(f"argument --also: {name!r} is the first model's name; give this one another: NAME=PATH")
-    metrics = Metrics(name, vllm_names=settings.metrics_compat == "vllm")
+def _service(settings: Settings) -> Service:
+    """The models under their names, and their presets, none of them loaded."""
+    metrics = Metrics(settings.name, vllm_names=settings.metrics_compat == "vllm")
     others = [Service(model.name, Metrics(model.name, beside=metrics)) for model in settings.also]
-    service = Service(name, metrics, others=others)
-    owners = {owner.model_name: owner for owner in service.every}
+    service = Service(settings.name, metrics, others=others)
     for preset in settings.model_preset:
-        if (parent := preset.model or name) not in owners:
-            known = ", ".join(map(repr, owners))
-            raise SettingsError(f"argument --model-preset: {preset.name}: model is {parent!r}; this server has {known}")
-        owners[parent].presets[preset.name] = preset
+        service.find(preset.model).presets[preset.name] = preset
     return service
 
 
@@ -127,9 +117,8 @@ class LoadingServer(uvicorn.Server):
         finally:
             for pipeline in self._pipelines:
                 pipeline.engine.close(timeout_s=0)
-            if (
-                not self._pipelines and not self._failure
-            ):  # it still loads: a library in the middle of that may not survive an orderly end
+            # While it still loads, a library in the middle of that may not survive an orderly end.
+            if not self._pipelines and not self._failure:
                 os._exit(0)
         if self._failure:
             raise self._failure
@@ -194,8 +183,8 @@ def _load_all(settings: Settings, service: Service, listener: socket.socket) -> 
     for one, loaded, pipeline in zip(service.every, every, pipelines, strict=True):
         _start(settings, device, one, loaded, pipeline)
     with contextlib.suppress(OSError):  # nobody may be there to read it, nor a disk to hold it
-        guarded = bool(settings.api_key or settings.api_key_file)
-        _announce(_url(listener), service.model_name, pipelines[0].engine, guarded)
+        guarded, names = bool(settings.api_key or settings.api_key_file), [one.model_name for one in service.every]
+        _announce(_url(listener), names, pipelines[0].engine, guarded)
     return pipelines
 
 
@@ -361,12 +350,13 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _announce(url: str, name: str, engine: Engine, guarded: bool) -> None:
-    body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 8, "temperature": 0}
+def _announce(url: str, names: Sequence[str], engine: Engine, guarded: bool) -> None:
+    """Say what is served where, and how to ask the first model, whose engine it is."""
+    body = {"model": names[0], "prompt": EXAMPLE_PROMPT, "max_tokens": 8, "temperature": 0}
     if engine.max_thought_depth:
         body |= {"thought_depth": min(EXAMPLE_DEPTH, engine.max_thought_depth), "return_thoughts": True}
     headers = "-H 'Content-Type: application/json'" + ' -H "Authorization: Bearer $QUIETSERVE_API_KEY"' * guarded
-    print(f"Serving {name} on {url}. Try:\n")
+    print(f"Serving {', '.join(names)} on {url}. Try:\n")
     print(f"curl {url}/v1/completions {headers} -d {shlex.quote(json.dumps(body))}\n", flush=True)
 
 

@@ -115,7 +115,7 @@ class Pipeline:
         ranker = (request.ranker or self.rankers[0]) if request.voting == "ranker" else None
         if ranker and ranker not in self.rankers:
             known = ", ".join(self.rankers)
-            raise InvalidRequestError(f"ranker is {ranker[:50]!r}; this server has {known}.", param="ranker")
+            raise InvalidRequestError(f"ranker is {ranker[:50]!r}; this model has {known}.", param="ranker")
         trained = ranker in self.engine.rankers
         may_stop = request.voting == "majority" and request.n == 1 and not request.return_samples
         return Voting(request.voting, finder(request.answer_pattern or DEFAULT_PATTERN), ranker, trained, may_stop)
@@ -228,7 +228,7 @@ class Pipeline:
         for name in request.probes:
             if name not in self.engine.probes:
                 known = ", ".join(self.engine.probes) or "none; --probe loads one"
-                raise InvalidRequestError(f"probes has {name[:50]!r}; this server has {known}.", param="probes")
+                raise InvalidRequestError(f"probes has {name[:50]!r}; this model has {known}.", param="probes")
         return tuple(request.probes)
 
     def _thinking(self, request: GenerationRequest) -> dict[str, Any]:

@@ -50,10 +50,10 @@ class _PresetRequest(Request):
     async def json(self) -> Any:
         """The body."""
         body = await super().json()
-        if not isinstance(body, dict) or not isinstance(name := body.get("model"), str):
+        name = body.get("model") if isinstance(body, dict) else None
+        if not isinstance(name, str) or name not in _service(self).names:
             return body
-        presets = (service.presets.get(name) for service in _service(self).every)
-        preset = next(filter(None, presets), None)
+        preset = _means(self, name).presets.get(name)
         return preset.fill(body) if preset else body
 
 
@@ -101,7 +101,8 @@ async def cancel(request_id: str, request: Request) -> CancelReply:
 @router.post("/v1/score", response_model=ScoreReply)
 async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreReply | Response:
     """How likely a trained ranker holds answers to one question to be right; nothing is generated."""
-    name, pipeline = _service(request).check_name(body.model), _means(request, body.model).ready_pipeline()
+    service = _means(request, body.model)
+    pipeline, name = service.ready_pipeline(), body.model or service.model_name
     _name_ignored(response, body)
     try:
         return await unless_disconnected(request.receive, judged(pipeline, body, name))
@@ -112,7 +113,7 @@ async def score(body: ScoreRequest, request: Request, response: Response) -> Sco
 @router.post("/v1/vote", response_model_exclude_unset=True)
 def vote(body: VoteRequest, request: Request, response: Response) -> VotingReply:
     """Count the votes of answers that a client has; nothing is generated."""
-    _service(request).check_name(body.model)
+    _means(request, body.model)
     _name_ignored(response, body)
     return count(body)
 
@@ -152,27 +153,28 @@ async def models(request: Request) -> ModelList:
 @router.get("/v1/models/{model_id:path}")
 async def model(model_id: str, request: Request) -> ModelReply:
     """One served model."""
-    return _describe_model(request, _service(request).check_name(model_id))
+    return _describe_model(request, model_id)
 
 
 @router.get("/health")
 @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def health(request: Request) -> dict[str, str]:
     """The process is alive, loading or draining too; some load balancers look for it at /ping."""
-    pipelines = [service.pipeline for service in _service(request).every]
-    if not all(pipeline is None or pipeline.engine.healthy for pipeline in pipelines):
-        raise UnavailableError("The engine has stopped.", code="internal_error")
+    for service in _service(request).every:
+        if service.pipeline and not service.pipeline.engine.healthy:
+            raise _stopped(service.model_name)
     return {"status": "ok"}
 
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
     """New work is taken."""
-    pipelines = [service.ready_pipeline() for service in _service(request).every]
-    if any(pipeline.draining for pipeline in pipelines):
+    pipelines = {service.model_name: service.ready_pipeline() for service in _service(request).every}
+    if any(pipeline.draining for pipeline in pipelines.values()):
         raise UnavailableError("The server is shutting down.", code="draining", retry_after_s=5)
-    if not all(pipeline.engine.ready for pipeline in pipelines):
-        raise UnavailableError("The engine has stopped.", code="internal_error")
+    for name, pipeline in pipelines.items():
+        if not pipeline.engine.ready:
+            raise _stopped(name)
     return {"status": "ready"}
 
 
@@ -223,6 +225,10 @@ def _means(request: Request, name: str | None) -> Service:
     service = _service(request).find(name)
     request.state.metrics, request.state.model = service.metrics, service.model_name
     return service
+
+
+def _stopped(model: str) -> UnavailableError:
+    return UnavailableError(f"The engine of {model!r} has stopped.", code="internal_error")
 
 
 def _checked(request: Request, body: Any) -> Pipeline:

@@ -220,6 +220,7 @@ _Probes = Annotated[
     AfterValidator(_different),
     _wanted(f"a list of at most {MAX_PROBES} names of probes, all different"),
 ]
+_AllowedIds = Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_ALLOWED_IDS), _Members]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -250,9 +251,7 @@ class GenerationRequest(Body):
     stop: _Stops = []
     stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
     ignore_eos: bool = False
-    allowed_token_ids: Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_ALLOWED_IDS), _Members] | None = (
-        None
-    )
+    allowed_token_ids: _AllowedIds | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool = False
     stream: bool = False

@@ -39,7 +39,7 @@ async def score(pipeline: Pipeline, request: ScoreRequest, model: str) -> ScoreR
 
 def _choose(engine: "Engine", name: str | None) -> str:
     if not engine.rankers:
-        raise InvalidRequestError("This server has no trained ranker; --ranker loads one.", param="ranker")
+        raise InvalidRequestError("This model has no trained ranker; --ranker loads one.", param="ranker")
     if name is not None and name not in engine.rankers:
         known = ", ".join(engine.rankers)
         raise InvalidRequestError(f"ranker is {name[:50]!r}; trained ones here are {known}.", param="ranker")

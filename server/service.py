@@ -37,19 +37,13 @@ class Service:
 
     def find(self, name: str | None) -> "Service":
         """The one whose model a request means. Raises ModelNotFoundError."""
+        if name is None:
+            return self
         for service in self.every:
-            if name is None or name in service.own_names:
+            if name in service.own_names:
                 return service
         known = ", ".join(map(repr, self.names))
-        raise ModelNotFoundError(
-            f"The model {name[:100]!r} does not exist. This server has {known}.",  # type: ignore[index]
-            param="model",
-        )
-
-    def check_name(self, name: str | None) -> str:
-        """The name that a reply repeats. Raises ModelNotFoundError."""
-        service = self.find(name)
-        return name or service.model_name
+        raise ModelNotFoundError(f"The model {name[:100]!r} does not exist. This server has {known}.", param="model")
 
     def limits(self) -> dict[str, int]:
         """The largest value of whole numbers in a request, by the name of their field; empty while the models load."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..model.bundled import DEFAULT
 from ..model.voting import SELF_RANKERS
 from .flags import FlagError, Told, boolean, flag, num_bytes, one_of, read_flags, seconds, whole
 from .presets import Preset, parse_preset
@@ -43,9 +44,9 @@ def parse_model(text: str) -> NamedPath:
     """A further model from NAME=PATH, or a path alone, whose last part is then the name. Raises ValueError."""
     if "=" in text:
         return _named_path(text, "a further model", "karel=runs/karel")
-    if not text.strip():
+    if not (path := text.strip()):
         raise ValueError("a further model is a checkpoint, or NAME=PATH")
-    return NamedPath(Path(text).resolve().name, text)
+    return NamedPath(Path(path).resolve().name, path)
 
 
 def parse_probe(text: str) -> NamedPath:
@@ -188,6 +189,11 @@ class Settings:
         """What a command line says, and the environment. Raises SettingsError, and SystemExit(0) after the help."""
         return read_settings(argv, environ).settings
 
+    @property
+    def name(self) -> str:
+        """What requests call the first model."""
+        return self.served_model_name or Path(self.model or DEFAULT).resolve().name
+
     def read_keys(self) -> tuple[str, ...]:
         """All keys that open the server; none: it is open to all. Raises SettingsError."""
         if self.api_key_file is None:
@@ -211,16 +217,27 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
         told = read_flags(Settings, argv, environ, "quietserve serve", _DESCRIPTION)
     except FlagError as error:
         raise SettingsError(str(error)) from error
-    names = [told.settings.served_model_name, *(model.name for model in told.settings.also)]
-    for flag_name, more in (("also", []), ("model-preset", [preset.name for preset in told.settings.model_preset])):
-        names += more
-        if doubled := {name for name in names if names.count(name) > 1}:
-            raise SettingsError(f"argument --{flag_name}: two models are called {doubled.pop()!r}")
-    for flag_name, given in (("ranker", told.settings.ranker), ("probe", told.settings.probe)):
-        called = [one.name for one in given]
-        if doubled := {name for name in called if called.count(name) > 1}:
-            raise SettingsError(f"argument --{flag_name}: two {flag_name}s are called {doubled.pop()!r}")
+    _check_names(told.settings)
     return told
+
+
+def _check_names(settings: Settings) -> None:
+    """Raises SettingsError where two things are called the same, and for a preset of a model that is not there."""
+    models = [settings.name, *(model.name for model in settings.also)]
+    for flag_name, kind, names in (
+        ("also", "models", models),
+        ("model-preset", "models", [*models, *(preset.name for preset in settings.model_preset)]),
+        ("ranker", "rankers", [ranker.name for ranker in settings.ranker]),
+        ("probe", "probes", [probe.name for probe in settings.probe]),
+    ):
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise SettingsError(f"argument --{flag_name}: two {kind} are called {doubled[0]!r}")
+    for preset in settings.model_preset:
+        if preset.model is not None and preset.model not in models:
+            known = ", ".join(map(repr, models))
+            raise SettingsError(
+                f"argument --model-preset: {preset.name}: model is {preset.model!r}; this server has {known}"
+            )
 
 
 def check_config(argv: Sequence[str] | None = None) -> int:

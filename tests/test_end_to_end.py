@@ -330,7 +330,7 @@ def test_a_probe_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
         asked = {"prompt": "x", "max_tokens": 2, "probes": ["bad"]}
         error = httpx.post(f"{server.url}/v1/completions", json=asked).json()["error"]
     assert [probe["name"] for probe in model["capabilities"]["probes"]] == ["good"]
-    assert error["message"] == "probes has 'bad'; this server has good."
+    assert error["message"] == "probes has 'bad'; this model has good."
 
 
 def test_several_models_answer_as_each_alone(tmp_path: Path) -> None:

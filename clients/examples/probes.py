@@ -10,13 +10,14 @@ Answer:"""
 def main() -> None:
     """Print what each probe of the server makes of each token of an answer."""
     with Client() as client:
-        known = client.models()[0].capabilities.probes
-        if not known:
+        model = next((model for model in client.models() if model.capabilities.probes), None)
+        if model is None:
             print("this server has no probes; --probe NAME=FOLDER loads one")
             return
-        for probe in known:
+        names = [probe.name for probe in model.capabilities.probes]
+        for probe in model.capabilities.probes:
             print(f"{probe.name} tells {', '.join(probe.classes)} apart")
-        reply = client.complete(PROBLEM, temperature=0, thought_depth=4, probes=[probe.name for probe in known])
+        reply = client.complete(PROBLEM, model=model.id, temperature=0, probes=names)
     for told in reply.probes:
         for name, readout in told.readouts.items():
             said = f"{readout.class_} ({readout.probability:.0%})" if readout else "nothing to say"

@@ -33,17 +33,17 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def lines(url: str) -> Callable[[str], list[str]]:
-    """Runs an example and gives what it printed; a warning is an error."""
+    """Runs an example and gives what it printed."""
+    return lambda name: printed_by(name, url)
 
-    def run(name: str) -> list[str]:
-        module = f"quietserve.clients.examples.{name}"
-        environment = os.environ | {"QUIETSERVE_URL": url}
-        argv = [sys.executable, "-W", "error", "-m", module]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=environment, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout.splitlines()
 
-    return run
+def printed_by(name: str, url: str) -> list[str]:
+    """What an example prints; a warning is an error."""
+    argv = [sys.executable, "-W", "error", "-m", f"quietserve.clients.examples.{name}"]
+    environment = os.environ | {"QUIETSERVE_URL": url}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
 
 
 def numbers(pattern: str, text: str) -> list[int]:
@@ -134,6 +134,16 @@ def test_probes(lines):
     assert described == "karel.way tells north, south, east apart"
     assert len(told) > 1
     assert all(re.fullmatch(r"at '.*', karel.way: (north|south|east) \(\d+%\)", line) for line in told)
+
+
+def test_probes_of_a_further_model_that_does_not_think(tmp_path):
+    """The example used to look at the first model alone, and to ask for thoughts."""
+    folder = tiny.save(tmp_path / "plain", quiet=None)
+    probe = tiny.save_probe(tmp_path / "probe", checkpoint.load(folder))
+    with serving("--also", f"plain={folder}", "--probe", f"way={probe}") as address:
+        described, *told = printed_by("probes", address)
+    assert described == "way tells north, south, east apart"
+    assert told
 
 
 def test_cancel(lines):

@@ -67,7 +67,7 @@ def label_values() -> list[tuple[str, str]]:
 
 
 def make_traffic(url: str) -> None:
-    """Something for every metric: each way to think, a correction, a vote, a refusal, a client that leaves."""
+    """Something for every metric: each way to think, a probe, a correction, a vote, a refusal, a client that leaves."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
         adaptive = {"thought_mode": "adaptive", "thought_threshold": 0.1}
@@ -75,7 +75,7 @@ def make_traffic(url: str) -> None:
         voting = {"thought_depth": 0, "temperature": 1, "best_of": 2, "voting": "majority"}
         ranked = voting | {"voting": "ranker", "ranker": "random"}
         for more in (
-            {"thought_depth": 0},
+            {"thought_depth": 0, "probes": ["way"]},
             {"thought_depth": 4},
             {"thought_depth": 4, **adaptive},
             corrected,
@@ -93,8 +93,11 @@ def make_traffic(url: str) -> None:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("key") / "api_key"
     file.write_text(KEY)
-    ranker = tiny.save_ranker(tmp_path_factory.mktemp("ranker"), checkpoint.load(DEFAULT))
-    with serving("--api-key-file", str(file), "--ranker", f"random={ranker}") as address:
+    loaded = checkpoint.load(DEFAULT)
+    ranker = tiny.save_ranker(tmp_path_factory.mktemp("ranker"), loaded)
+    probe = tiny.save_probe(tmp_path_factory.mktemp("probe"), loaded)
+    flags = ["--api-key-file", str(file), "--ranker", f"random={ranker}", "--probe", f"way={probe}"]
+    with serving(*flags) as address:
         make_traffic(address)
         yield address
 
@@ -182,6 +185,13 @@ def test_panels_do_not_overlap() -> None:
         below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert beside or below, (one, other)
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in DASHBOARD["panels"])
+
+
+def test_every_counter_has_a_panel(labels: dict[str, set[str]]) -> None:
+    """That of what probes read had none."""
+    shown = {selector.metric for _, query, _ in TARGETS for selector in selectors(filled(query))}
+    counters = {metric for metric in labels if metric.startswith("quietserve_") and metric.endswith("_total")}
+    assert counters <= shown
 
 
 def test_panels_are_told_apart_and_explained() -> None:

@@ -129,6 +129,8 @@ def test_a_saved_probe_comes_back(tmp_path: Path) -> None:
     states = torch.randn(9, 32)
     assert back.config == config
     assert back.read(states) == Probe(config, net).read(states)
+    save_probe(tmp_path / "new", config, net.half())
+    torch.testing.assert_close(load_probe(tmp_path / "new", LOADED)._net(states), net.float()(states))
     assert (back.reads(TOKENS.encode("A")[0]), back.reads(TOKENS.encode("B")[0])) == (True, False)
 
 
@@ -208,6 +210,10 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
     tensors.write_bytes(whole[:100])
     assert "probe.safetensors: " in complaint()
     save_probe(tmp_path, replace(config, widths=(4,)), ProbeNet(config))
+    assert "probe.safetensors: " in complaint()
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"widths": [10**15]})
+    )  # it used to be built before a look
     assert "probe.safetensors: " in complaint()
     for name, value in (("mean", torch.nan), ("std", 0.0)):
         net = ProbeNet(config)

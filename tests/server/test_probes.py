@@ -108,7 +108,7 @@ def test_a_model_tells_which_it_has(client: Client) -> None:
 def test_one_that_is_not_there(client: Client) -> None:
     error = client.post("/v1/completions", {"prompt": "x", "probes": ["karel.way", "karel.cat"]}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_value", "probes")
-    assert error["message"] == "probes has 'karel.cat'; this server has karel.way, karel.wall."
+    assert error["message"] == "probes has 'karel.cat'; this model has karel.way, karel.wall."
 
 
 def test_a_preset_may_ask_for_them(client: Client, engine: FakeEngine, service: Service) -> None:

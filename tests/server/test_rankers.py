@@ -75,7 +75,7 @@ def test_the_untrained_ones_are_still_there(client: Client, engine: FakeEngine) 
         "logprob",
     ]
     reply = client.post("/v1/completions", {"prompt": "x", **ASKED, "ranker": "nobody"})
-    assert reply.json()["error"]["message"] == "ranker is 'nobody'; this server has length, none, min_logprob, logprob."
+    assert reply.json()["error"]["message"] == "ranker is 'nobody'; this model has length, none, min_logprob, logprob."
 
 
 @pytest.mark.parametrize("stream", [False, True])

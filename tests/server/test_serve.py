@@ -93,5 +93,13 @@ def test_the_example_carries_a_key_where_one_is_asked_for(
     engine: FakeEngine, guarded: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It used to be refused by the very server that printed it."""
-    _announce("http://x:1", "fake", engine, guarded)
+    _announce("http://x:1", ["fake"], engine, guarded)
     assert ("Bearer $QUIETSERVE_API_KEY" in capsys.readouterr().out) == guarded
+
+
+def test_every_model_is_announced(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the first was; the example asks it."""
+    _announce("http://x:1", ["fake", "karel"], engine, guarded=False)
+    told = capsys.readouterr().out
+    assert told.startswith("Serving fake, karel on http://x:1. Try:")
+    assert '"model": "fake"' in told

@@ -237,7 +237,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ('deep={"thought_depth": 17}', "deep: thought_depth asks for depth 17; it must be between 0 and 16."),
         ('many={"n": 99}', "many: n is 99; it must be between 1 and 16."),
-        ("checkpoint={}", "'checkpoint' is the model's own name"),
+        ("checkpoint={}", "two models are called 'checkpoint'"),
     ],
 )
 def test_a_preset_that_this_model_cannot_serve(

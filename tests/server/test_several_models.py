@@ -1,6 +1,7 @@
 """Several models in one server: each request goes to the one that it names, and so do its books."""
 
 import asyncio
+import logging
 import signal
 import threading
 from typing import Any
@@ -11,13 +12,14 @@ import uvicorn
 from fake_engine import Client, FakeEngine, byte_tokens, says
 
 from quietserve.model.config import SamplingParams
+from quietserve.model.probe import ProbeConfig
 from quietserve.server.__main__ import LoadingServer, _service
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
 from quietserve.server.presets import Preset, parse_preset
 from quietserve.server.scheduler import Attempt, QueueFullError, Ticket
 from quietserve.server.service import Service
-from quietserve.server.settings import Settings, SettingsError
+from quietserve.server.settings import Settings, SettingsError, check_config
 
 ASKED = {"prompt": "Say", "max_tokens": 64}
 
@@ -116,6 +118,46 @@ def test_refusals_are_in_the_books_of_the_model_that_was_meant(
     assert 'num_requests_running{model_name="karel"} 0.0' in told
 
 
+def test_a_body_that_cannot_be_is_in_the_books_of_the_model_that_it_names(
+    client: Client, second: FakeEngine, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It used to be in the first one's, being refused before anybody had asked which model it meant."""
+    caplog.set_level(logging.INFO)
+    for name in ("karel", "walk"):
+        for path, asked in (("completions", ASKED), ("chat/completions", {"messages": []})):
+            assert client.post(f"/v1/{path}", asked | {"model": name, "temperature": "hot"}).status_code == 400
+    assert client.post("/v1/completions", ASKED | {"model": "cat", "temperature": "hot"}).status_code == 400
+    told = metrics.render().decode()
+    assert 'requests_rejected_total{model_name="karel",reason="invalid_value"} 4.0' in told
+    assert 'requests_rejected_total{model_name="fake",reason="invalid_value"} 1.0' in told
+    replied = [record.fields for record in caplog.records if record.getMessage() == "replied"]  # type: ignore[attr-defined]
+    assert [fields.get("model") for fields in replied] == ["karel"] * 4 + [None]
+
+
+def test_an_engine_that_has_stopped_is_named(client: Client, engine: FakeEngine, second: FakeEngine) -> None:
+    """Of several, nobody could tell which."""
+    second.close(0)
+    for path in ("/health", "/ready"):
+        assert client.get(path).json()["error"]["message"] == "The engine of 'karel' has stopped."
+    engine.close(0)
+    assert client.get("/health").json()["error"]["message"] == "The engine of 'fake' has stopped."
+
+
+def test_a_model_speaks_of_what_is_its_own(client: Client, engine: FakeEngine, second: FakeEngine) -> None:
+    """It used to say that the server had no probe, and no ranker, where the model beside it had some."""
+    engine.judges = {"length": lambda entry: 0.5}
+    engine.probes = {"way": ProbeConfig("way", ("a", "b"), 32, 259, 2, (0, 1))}
+    asked = ASKED | {"model": "karel"}
+    error = client.post("/v1/completions", asked | {"probes": ["way"]}).json()["error"]
+    assert error["message"] == "probes has 'way'; this model has none; --probe loads one."
+    error = client.post("/v1/completions", asked | {"voting": "ranker", "best_of": 2, "ranker": "length"}).json()[
+        "error"
+    ]
+    assert error["message"] == "ranker is 'length'; this model has min_logprob, logprob."
+    error = client.post("/v1/score", {"model": "karel", "prompt": "x", "candidates": ["a"]}).json()["error"]
+    assert error["message"] == "This model has no trained ranker; --ranker loads one."
+
+
 def test_what_each_runs_as(metrics: Metrics) -> None:
     other = Metrics("karel", beside=metrics)
     for own in (metrics, other):
@@ -166,8 +208,11 @@ def test_presets_belong_to_a_model() -> None:
     told = settings(
         "--also", "karel=runs/k", "--model-preset", 'walk={"model": "karel", "n": 2}', "--model-preset", "brief={}"
     )
-    service = _service(told, "main")
-    assert [(one.model_name, list(one.presets)) for one in service.every] == [("main", ["brief"]), ("karel", ["walk"])]
+    service = _service(told)
+    assert [(one.model_name, list(one.presets)) for one in service.every] == [
+        ("folder", ["brief"]),
+        ("karel", ["walk"]),
+    ]
     assert str(service.others[0].presets["walk"]) == 'walk={"model": "karel", "n": 2}'
     assert parse_preset('walk={"model": "karel", "n": 2}').defaults == {"n": 2}
 
@@ -180,18 +225,23 @@ def test_presets_belong_to_a_model() -> None:
         (["--also", "a=x", "--served-model-name", "a"], "argument --also: two models are called 'a'"),
         (["--also", "=x"], "a further model is written NAME=PATH"),
         (["--also", " "], "a further model is a checkpoint, or NAME=PATH"),
-        (["--also", "main=x"], "argument --also: 'main' is the first model's name"),
-        (["--model-preset", "main={}"], "argument --model-preset: 'main' is the model's own name"),
+        (["--also", "folder=x"], "argument --also: two models are called 'folder'"),
+        (["--also", "elsewhere/folder"], "argument --also: two models are called 'folder'"),
+        (["--model-preset", "folder={}"], "argument --model-preset: two models are called 'folder'"),
         (
             ["--also", "k=x", "--model-preset", 'p={"model": "cat"}'],
-            "argument --model-preset: p: model is 'cat'; this server has 'main', 'k'",
+            "argument --model-preset: p: model is 'cat'; this server has 'folder', 'k'",
         ),
+        (["--model-preset", 'p={"model": ""}'], "p: model is ''; this server has 'folder'"),
         (["--model-preset", 'p={"model": 3}'], "p: model must be a string"),
     ],
 )
-def test_names_that_cannot_be(argv: list[str], words: str) -> None:
+def test_names_that_cannot_be(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of some, check-config said that they hold."""
     with pytest.raises(SettingsError, match=words):
-        _service(settings(*argv), "main")
+        settings(*argv)
+    assert check_config(["folder", *argv]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_models_name_is_its_folders() -> None:
@@ -199,3 +249,5 @@ def test_a_models_name_is_its_folders() -> None:
         ("karel", "runs/karel/"),
         ("k", "b"),
     ]
+    spaced = Settings.from_args([], {"QUIETSERVE_ALSO": "  runs/karel \n k = b\n"}).also
+    assert [(model.name, model.path) for model in spaced] == [("karel", "runs/karel"), ("k", "b")]
