@@ -8,6 +8,7 @@ Trained on Programs (Jin and Rinard, arXiv 2305.11169), "Abstract Interpretation
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from .arguments import require, require_least, require_output, run
 from .evaluation.programs import generate_programs, operation_ids
-from .karel_texts import Stage, held_out, prompt
+from .karel import EVALUATIONS
+from .karel_texts import Stage, held_out, parse_stage, prompt
 from .tasks.karel import programs, synthesis
 from .tasks.karel.interpreter import is_blocked, trace
 from .tasks.karel.programs import MEANINGS
@@ -27,6 +29,7 @@ from .tasks.karel.worlds import HEADINGS, Worlds, width
 from .traces import Trace, write_traces
 
 PROPERTIES = ("direction", "obstacle", "position")
+FIRST = next(iter(synthesis.FAMILIES))
 SPARE = 4  # operations that a model's program may have more than the longest that it learned from
 
 
@@ -38,19 +41,28 @@ def main(argv: list[str] | None = None) -> int:
 def make(args: argparse.Namespace) -> None:
     """Write the labelled texts into `args.out`."""
     require_least(args, 1, "n", "threads")
-    require(args, "task", args.task in synthesis.FAMILIES, "one of " + ", ".join(synthesis.FAMILIES))
+    known = args.task is None or args.task in synthesis.FAMILIES
+    require(args, "task", known, "one of " + ", ".join(synthesis.FAMILIES))
     require(args, "meaning", args.meaning in MEANINGS, "one of " + ", ".join(MEANINGS))
     require_output("--out", args.out)
     torch.set_num_threads(args.threads)
     loaded = checkpoint.load(args.model, "float32")
-    family = synthesis.FAMILIES[args.task]
-    stage = Stage(family.size, family.pairs, family.steps[0], family.steps[-1], 1)
-    tasks = held_out(stage, args.n, args.problem_seed).shown(family.pairs)
+    stage = _stage(args)
+    tasks = held_out(stage, args.n, args.problem_seed).shown(stage.pairs)
     written = reference(tasks) if args.reference else own(loaded, tasks)
     traces = label(loaded, tasks, written, args.meaning)
     write_traces(args.out, traces, loaded.tokens)
     right = tasks.solves(programs.collect(written)).mean()
     print(f"{len(traces)} programs, {sum(map(len, written))} operations; {right:.3f} of the programs are right")
+
+
+def _stage(args: argparse.Namespace) -> Stage:
+    """The task's; where none is named the last one of the run that made the model, if its folder is at hand."""
+    file = args.model / EVALUATIONS
+    if args.task is None and file.exists():
+        return parse_stage(json.loads(file.read_text().splitlines()[-1])["stage"])
+    family = synthesis.FAMILIES[args.task or FIRST]
+    return Stage(family.size, family.pairs, family.steps[0], family.steps[-1], 1)
 
 
 def own(loaded: Loaded, tasks: Tasks) -> list[list[int]]:
@@ -111,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="of `train karel`: a folder, or a bundled one")
     add("--out", type=Path, required=True, metavar="FILE", help="a line of JSON for every program")
-    add("--task", default="karel-4x4", help=f"of {', '.join(synthesis.FAMILIES)} (%(default)s)")
+    add("--task", help=f"of {', '.join(synthesis.FAMILIES)} (what a run's model was last trained on, or {FIRST})")
     add("--n", type=int, default=5000, help="programs (%(default)s)")
     add("--reference", action="store_true", help="those that the worlds were made with, not the model's")
     add("--meaning", default="original", help=f"of the words: {', '.join(MEANINGS)} (%(default)s)")
