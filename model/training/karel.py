@@ -62,8 +62,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULTS: dict[str, Any] = {"num_programs": 0}
+PARTS = 4  # that a batch is read in, by length
 EVALUATIONS, CHECKPOINTS = "evaluations.jsonl", "checkpoints"
-OPTIMIZERS = {"muon": 3e-3, "adamw": 1e-3}  # and the learning rate if none is given
+OPTIMIZERS = {"muon": 5e-3, "adamw": 1e-3}  # and the learning rate if none is given
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +99,7 @@ def train(args: argparse.Namespace) -> None:
         look(step)
         batch = texts.batch(_stage_at(args.stages, step)[0], step, args.batch).to(processes.device)
         with processes.precision():
-            loss = document_loss(model, batch)
+            loss = document_loss(model, batch, parts=PARTS)
         loss.backward()
         return {"loss": loss.item()}
 

@@ -82,16 +82,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, hea
     )
 
 
-def document_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+def document_loss(model: LlamaForCausalLM, batch: Batch, parts: int = 2) -> Tensor:
     """Weighted mean of the next-token loss.
 
-    Padding stands on the right, where no real token sees it, so the forward needs no mask; short and long documents
-    go through the model apart, or two fifths of the work would be padding.
+    Padding stands on the right, where no real token sees it, so the forward needs no mask; documents go through the model
+    in parts of like length, or two fifths of the work would be padding.
     """
-    total = torch.zeros(())
-    for half_B in batch.lengths().argsort().chunk(2):
-        half = batch.take(half_B)
-        ids_BT, weights_BT = half.ids_BT, half.weights_BT
+    total = torch.zeros((), device=batch.ids_BT.device)
+    for part_B in batch.lengths().argsort().chunk(parts):
+        part = batch.take(part_B)
+        ids_BT, weights_BT = part.ids_BT, part.weights_BT
         logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
         loss_N = functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
         total = total + (loss_N * weights_BT[:, 1:].flatten()).sum()
