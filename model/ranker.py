@@ -2,13 +2,14 @@
 
 A ranker is a folder with `ranker.json` (`RankerConfig`) and tensors, of one of two kinds:
 
-states: a small encoder over what the served language model makes of question and answer: its embeddings and last hidden states.
-    It holds next to nothing of its own, and belongs to that model.
+states: a small encoder over what the served language model makes of question and answer: its embeddings, its last hidden states, and
+    how likely it held each token. It holds next to nothing of its own, and belongs to that model.
 classifier: any Hugging Face model for sequence classification, with a tokenizer of its own; it reads question and answer as a pair.
 
 "Turning Dust into Gold" (arXiv 2312.12832), "Adaptive Self-Consistency", has the second.
 
-Shape letters: B answers, T tokens, H hidden size of the language model, W width of the encoder.
+Shape letters: B answers, T tokens, H hidden size of the language model, W width of the encoder, F numbers that are read of a token,
+V vocabulary.
 """
 
 import json
@@ -26,6 +27,7 @@ from .backbone import causal
 from .bundled import BUNDLED_RANKERS
 from .checkpoint import Loaded, quiet_libraries
 from .checkpoint_folder import CheckpointError, first_line, read_json
+from .quiet_model import QuietModel
 from .tokens import Tokens
 from .voting import Entry
 
@@ -33,6 +35,7 @@ Kind = Literal["states", "classifier"]
 
 CONFIG, TENSORS = "ranker.json", "ranker.safetensors"
 MAX_ROWS = 8192  # tokens of a forward
+_LEAST_LOGPROB = -20.0  # nats
 _DIGITS = 6  # what is left of a score does not depend on what else was in its batch
 
 
@@ -46,6 +49,7 @@ class RankerConfig:
     width: int = 64
     layers: int = 2
     heads: int = 4
+    logprobs: bool = False  # it is told how likely each token was, and how unsure the model; older ones are not
     temperature: float = 1.0  # a calibrated score is sigmoid(logit / temperature + bias)
     bias: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)  # on questions that it was not trained on
@@ -54,6 +58,8 @@ class RankerConfig:
         known = self.kind in ("states", "classifier")
         if not known or self.width < 1 or self.layers < 0 or self.heads < 1 or self.width % self.heads:
             raise ValueError(f"kind {self.kind!r}, {self.layers} layers, {self.width} wide with {self.heads} heads")
+        if type(self.logprobs) is not bool:
+            raise ValueError(f"logprobs {self.logprobs!r}")
         if not (math.isfinite(self.bias) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature {self.temperature}, bias {self.bias}")
 
@@ -80,7 +86,8 @@ class StatesEncoder(nn.Module):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         width = config.width
-        self.enter = nn.Linear(2 * config.hidden_size, width)
+        self.tells_logprobs = config.logprobs
+        self.enter = nn.Linear(2 * config.hidden_size + 2 * config.logprobs, width)
         self.part = nn.Embedding(2, width)  # the question, the answer
         layer = nn.TransformerEncoderLayer(
             width, config.heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -88,9 +95,9 @@ class StatesEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False) if config.layers else None
         self.leave = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, read_BTH: Tensor, answer_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Logits [B] of texts: their embeddings beside their states [B, T, 2H], which tokens are the answer's, and which are real."""
-        hidden = self.enter(read_BTH) + self.part(answer_BT.long()) + _waves(read_BTH.shape[1], self.part.weight)
+    def forward(self, read_BTF: Tensor, answer_BT: Tensor, real_BT: Tensor) -> Tensor:
+        """Logits [B] of texts: what is read of each token [B, T, F], which tokens are the answer's, and which are real."""
+        hidden = self.enter(read_BTF) + self.part(answer_BT.long()) + _waves(read_BTF.shape[1], self.part.weight)
         if self.layers is not None:
             hidden = self.layers(hidden, src_key_padding_mask=~real_BT)
         counts_BT1 = answer_BT[..., None]
@@ -106,6 +113,7 @@ class StatesJudge(nn.Module):
         super().__init__()
         self.encoder = encoder
         self._lm, self._tokens = (loaded.model,), loaded.tokens  # in a tuple it is no part of this module
+        self._tells_logprobs = encoder.tells_logprobs
 
     def length(self, entry: Entry) -> int:
         """Tokens of question and answer, as far as the model's context goes."""
@@ -125,11 +133,15 @@ class StatesJudge(nn.Module):
 
     @torch.no_grad()
     def _states(self, ids_BT: Tensor) -> Tensor:
-        """Embeddings and last hidden states side by side; padding stands on the right, where no real token sees it."""
+        """What is read of each token [B, T, F]; padding stands on the right, where no real token sees it."""
         model = self._lm[0]
         embeds = model.embed(ids_BT)
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        return torch.cat([embeds, model.backbone(embeds, positions, causal)], -1).float()
+        hidden_BTH = model.backbone(embeds, positions, causal)
+        read = [embeds.float(), hidden_BTH.float()]
+        if self._tells_logprobs:
+            read.append(_surprise(model, ids_BT, hidden_BTH))
+        return torch.cat(read, -1)
 
     def _read(self, entry: Entry) -> tuple[list[int], int]:
         """Ids, and where the answer begins: of what is too long, the end."""
@@ -273,7 +285,7 @@ def save_ranker(folder: Path, config: RankerConfig, judge: StatesJudge | Classif
 def states_config(loaded: Loaded, **shape: Any) -> RankerConfig:
     """That of a ranker which reads a checkpoint's states."""
     backbone = loaded.model.backbone
-    return RankerConfig("states", backbone.hidden_size, backbone.vocab_size, **shape)
+    return RankerConfig("states", backbone.hidden_size, backbone.vocab_size, logprobs=True, **shape)
 
 
 def _check_model(folder: Path, config: RankerConfig, loaded: Loaded) -> None:
@@ -284,6 +296,16 @@ def _check_model(folder: Path, config: RankerConfig, loaded: Loaded) -> None:
             f"{folder / CONFIG}: reads states {own[0]} wide of a vocabulary of {own[1]}; {loaded.name}'s are "
             f"{theirs[0]} wide, of {theirs[1]}"
         )
+
+
+def _surprise(model: QuietModel, ids_BT: Tensor, hidden_BTH: Tensor) -> Tensor:
+    """Each token's log-probability behind those before it, and the entropy that it ended [B, T, 2]; of the first both are 0."""
+    found = torch.zeros(*ids_BT.shape, 2, device=ids_BT.device)
+    for text, (ids_T, hidden_TH) in enumerate(zip(ids_BT, hidden_BTH, strict=True)):  # one by one: a vocabulary is wide
+        logprobs_TV = model.logits(hidden_TH[:-1]).log_softmax(-1).clamp(min=_LEAST_LOGPROB)  # markers have -inf
+        found[text, 1:, 0] = logprobs_TV.gather(-1, ids_T[1:, None]).squeeze(-1)
+        found[text, 1:, 1] = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
+    return found
 
 
 def _positions(config: Any) -> int:
