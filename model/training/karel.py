@@ -5,8 +5,8 @@ as it is, and what its greedy programs are worth is measured: by whether they do
 varied they are. Emergent Representations of Program Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv
 2305.11169).
 
-`--config ci` takes a minute, `small` an hour on two cores (4x4 cells, then 5x5 and 6x6), `full` has the paper's size and is for a
-GPU: 6x6, five pairs, 6 to 10 operations, half a million programs. Every flag that is given counts before the config.
+`--config ci` takes two minutes, `small` is meant for an hour on two cores (4x4 cells, then 5x5 and 6x6), `full` has the paper's size
+and is for a GPU: 6x6, five pairs, 6 to 10 operations, half a million programs. Every flag that is given counts before the config.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n": 400,
     },
     "small": {
-        "stages": ["4:3:3-6:4000", "5:4:4-8:3000", "6:5:6-10:3000"],
+        "stages": ["4:3:3-6:1500", "5:4:4-8:600", "6:5:6-10:500"],
         "width": 128,
         "layers": 4,
         "heads": 4,
