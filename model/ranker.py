@@ -36,6 +36,7 @@ Kind = Literal["states", "classifier"]
 CONFIG, TENSORS = "ranker.json", "ranker.safetensors"
 MAX_ROWS = 8192  # tokens of a forward
 _LEAST_LOGPROB = -20.0  # nats
+_MOST_LOGITS = 2**22  # held at once
 _DIGITS = 6  # what is left of a score does not depend on what else was in its batch
 
 
@@ -300,12 +301,18 @@ def _check_model(folder: Path, config: RankerConfig, loaded: Loaded) -> None:
 
 def _surprise(model: QuietModel, ids_BT: Tensor, hidden_BTH: Tensor) -> Tensor:
     """Each token's log-probability behind those before it, and the entropy that it ended [B, T, 2]; of the first both are 0."""
-    found = torch.zeros(*ids_BT.shape, 2, device=ids_BT.device)
-    for text, (ids_T, hidden_TH) in enumerate(zip(ids_BT, hidden_BTH, strict=True)):  # one by one: a vocabulary is wide
-        logprobs_TV = model.logits(hidden_TH[:-1]).log_softmax(-1).clamp(min=_LEAST_LOGPROB)  # markers have -inf
-        found[text, 1:, 0] = logprobs_TV.gather(-1, ids_T[1:, None]).squeeze(-1)
-        found[text, 1:, 1] = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
-    return found
+    at_once = max(1, _MOST_LOGITS // model.backbone.vocab_size)
+    told = []
+    for hidden_NH, ids_N in zip(
+        hidden_BTH[:, :-1].flatten(0, 1).split(at_once), ids_BT[:, 1:].flatten().split(at_once), strict=True
+    ):
+        logprobs_NV = model.logits(hidden_NH).log_softmax(-1).clamp(min=_LEAST_LOGPROB)  # markers have -inf
+        entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+        told.append(torch.stack([logprobs_NV.gather(-1, ids_N[:, None]).squeeze(-1), entropies_N], -1))
+    found_BT2 = torch.zeros(*ids_BT.shape, 2, device=ids_BT.device)
+    if told:
+        found_BT2[:, 1:] = torch.cat(told).unflatten(0, (len(ids_BT), -1))
+    return found_BT2
 
 
 def _positions(config: Any) -> int:
