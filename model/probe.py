@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .backbone import causal
+from .bundled import BUNDLED_PROBES
 from .checkpoint import Loaded
 from .checkpoint_folder import CheckpointError, first_line, read_json
 from .config import check
@@ -140,11 +141,11 @@ class Probe:
 
 
 def load_probe(path: Path | str, loaded: Loaded) -> Probe:
-    """Load a probe of a checkpoint from a folder; it goes where the checkpoint is.
+    """Load a probe of a checkpoint, from a folder or a bundled one; it goes where the checkpoint is.
 
     Raises CheckpointError for a file that is missing or damaged, and a probe of another language model.
     """
-    folder = Path(path)
+    folder = Path(BUNDLED_PROBES.get(str(path), path))
     values = read_json(folder / CONFIG)
     try:
         config = ProbeConfig.from_dict(values)

@@ -111,7 +111,7 @@ class Settings:
     probe: tuple[NamedPath, ...] = flag(
         (),
         parse_probe,
-        "load a probe of the model's states, a folder, that requests call by this name",
+        "load a probe of the model's states, a folder or a bundled one, that requests call by this name",
         metavar="NAME=PATH",
         many=True,
     )

@@ -26,12 +26,13 @@ from quietserve.model.ranker import load_ranker
 from quietserve.model.training.evaluation.corrected import make_player
 from quietserve.model.training.evaluation.evaluation import Evaluation
 from quietserve.model.training.evaluation.family_items import draw_items
+from quietserve.model.training.evaluation.programs import operation_ids
 from quietserve.model.voting import Candidate, Entry, vote
 from quietserve.server.__main__ import main as serve
 from serving import ENVIRONMENT, running, serving
 
 ROOT = Path(__file__).parent.parent
-CORRECTOR, RANKER = "score-small", "score-ranker"
+CORRECTOR, RANKER, KAREL = "score-small", "score-ranker", "karel-small"
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,31 @@ def check_probes(choice: dict[str, Any], probes: dict[str, Probe], loaded: check
                 assert readout["class"] == expected.class_
                 assert readout["probability"] == pytest.approx(expected.probability, abs=2e-4)
     return count
+
+
+def test_the_bundled_model_of_programs_and_what_its_probes_read() -> None:
+    """Beside another model in one server: its programs do what is asked, and readouts are those of the same text offline, `==`."""
+    loaded = checkpoint.load(KAREL)
+    probes = {"karel.obstacle": load_probe("karel-obstacle", loaded)}
+    preset = {"model": KAREL, "allowed_token_ids": [*operation_ids(loaded), *loaded.tokens.eos_ids], "min_tokens": 1}
+    preset |= {"temperature": 0, "probes": list(probes)}
+    flags = ["quiet-small", "--also", KAREL, "--model-preset", f"programs={json.dumps(preset)}"]
+    flags += [part for name in probes for part in ("--probe", f"{name}={name.replace('.', '-')}")]
+    items = draw_items("karel-4x4", 40, 9)
+    with serving(*flags) as address, httpx.Client(base_url=address, timeout=60) as client:
+        prompts = [item.prompt for item in items]
+        asked = {"model": "programs", "prompt": prompts, "max_tokens": 12, "return_token_ids": True}
+        choices = client.post("/v1/completions", json=asked).json()["choices"]
+        told = {model["id"]: model["capabilities"]["probes"] for model in client.get("/v1/models").json()["data"]}
+    assert [probe["name"] for probe in told[KAREL]] == list(probes)
+    assert told["quiet-small"] == []
+    assert sum(item.verify(choice["text"]) for item, choice in zip(items, choices, strict=True)) >= 30
+    for choice in choices:
+        ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
+        for name, probe in probes.items():
+            offline = read_text(loaded, probe, ids, len(choice["prompt_token_ids"]))
+            readouts = [told["readouts"][name] for told in choice["probes"]]
+            assert readouts == [one and {"class": one.class_, "probability": one.probability} for one in offline]
 
 
 def test_a_probe_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
