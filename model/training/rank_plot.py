@@ -38,6 +38,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     left.set(
         xscale="log", xticks=list(map(int, sizes)), xticklabels=sizes, xlabel="answers", ylabel="accuracy of the vote"
     )
+    left.minorticks_off()
     for way, colour in (("ranker", "tab:blue"), ("one-plus", "tab:green"), ("best-of-n", "tab:orange")):
         points = [
             (r["pairwise"]["value"], r["votes"][SIZE][way]["gain"]["value"]) for row in by_row.values() for r in row
