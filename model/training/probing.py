@@ -178,7 +178,7 @@ def measure(net: ProbeNet, learned: Examples, measured: Examples) -> dict[str, A
         "ci95": wilson(int(right_N.sum()), len(measured)),
         "balanced": sum(recalls) / len(recalls),
         "majority": majority,
-        "skill": (accuracy - majority) / max(1e-9, 1 - majority),
+        "skill": (accuracy - majority) / (1 - majority) if majority < 1 else 0.0,  # there is nothing to know
         "skill_ci95": _skill_interval(right_N, plain_N, measured.texts),
         "tokens": len(measured),
         "texts": len(set(measured.texts)),
@@ -193,6 +193,8 @@ def _skill_interval(right_N: Tensor, plain_N: Tensor, texts: Sequence[int]) -> t
         gained[text] += right - plain
         left[text] += 1 - plain
     names = sorted(left)
+    if not any(left.values()):
+        return 0.0, 0.0
     return bootstrap([gained[name] for name in names], [left[name] for name in names])
 
 

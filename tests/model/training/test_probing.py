@@ -159,6 +159,18 @@ def test_skill_is_what_the_commonest_class_leaves(loaded: Loaded) -> None:
     assert found["balanced"] == 0.5
 
 
+def test_where_there_is_nothing_to_know(loaded: Loaded) -> None:
+    """All texts to measure with may have the one class that was commonest: a skill was 0 / 0, or minus a hundred million."""
+    config = probe_config(loaded, property="rare", classes=("no", "yes"), hidden_size=2)
+    learned = Examples(torch.eye(2).repeat(50, 1), torch.tensor([0, 1]).repeat(50), list(range(100)))
+    same = Examples(torch.eye(2)[:1].repeat(10, 1), torch.zeros(10, dtype=torch.long), list(range(10)))
+    other = Examples(torch.eye(2)[1:].repeat(10, 1), torch.zeros(10, dtype=torch.long), list(range(10)))
+    net = fit(config, learned, Fit(steps=50, batch=32))
+    for measured in (same, other):
+        found = measure(net, learned, measured)
+        assert (found["majority"], found["skill"], found["skill_ci95"]) == (1, 0, (0, 0))
+
+
 def write_words(loaded: Loaded, file: Path, texts: list[str] = WORDS) -> Path:
     write_traces(file, traces_of(loaded, texts), loaded.tokens)
     return file

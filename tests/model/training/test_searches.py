@@ -198,7 +198,7 @@ def test_the_base_is_made_and_carries_its_instruction(tmp_path: Path, capsys: py
     assert "is an earlier run's" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", SEARCHES)
+@pytest.mark.parametrize("family", TRACED)
 def test_there_are_problems_enough(family: str) -> None:
     """Once Karel's routes were used up before the tokenizer was built, or 2,000 of them measured."""
     for split, number in (("held_out", 2000), ("train", 3000)):
