@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint, drawing
+from .. import checkpoint
 from ..checkpoint import Loaded
 from ..probe import probe_config
 from . import karel_plot
-from .arguments import claim, require, require_distinct, require_least, require_matplotlib, require_output, run
+from .arguments import claim, require, require_least, require_matplotlib, require_output, run
 from .evaluation.evaluate import library_versions
 from .karel import CHECKPOINTS, EVALUATIONS
 from .karel_table import markdown
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure whatever is missing, and print the tables."""
     _check(args)
-    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "steps", "every")})
+    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "steps", "held")})
     torch.set_num_threads(args.threads)
     reports = [_run(args, seed, folder) for seed, folder in enumerate(args.runs)]
     summary = {
@@ -161,12 +161,13 @@ def _layers(loaded: Loaded) -> tuple[int, ...]:
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "n", "steps", "threads", "every")
     require(args, "held", 0 < args.held < 1, "above 0 and below 1")
-    require_distinct(args, "runs")
     for folder in args.runs:
         if not (folder / EVALUATIONS).exists():
             raise ValueError(f"--runs: {folder} is no run of `quietserve train karel`")
+    names = {folder.name for folder in args.runs}  # which reports are called by
+    require(args, "runs", len(names) == len(args.runs), "folders that are called differently")
     require_output("--results", args.results)
-    if args.results and not drawing.available():
+    if args.results:
         require_matplotlib("--results")
 
 

@@ -68,8 +68,7 @@ def probe(
 ) -> dict[str, Any]:
     """Fit a probe and its controls; what they are worth. With `out` it is kept, and that with it."""
     name, classes, offset = config.property, config.classes, config.offset
-    found = _fit(config, states.examples(name, classes, offset), len(states.traces), held, how)
-    measured, net = found
+    measured, net = _fit(config, states.examples(name, classes, offset), len(states.traces), held, how)
     if blank is not None:
         for control, examples in (
             ("tokens_alone", states.tokens_alone(name, classes, offset)),

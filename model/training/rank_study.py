@@ -16,11 +16,11 @@ import torch
 
 from .. import checkpoint
 from ..checkpoint import Loaded
-from ..ranker import CONFIG, load_ranker
+from ..ranker import CONFIG, Ranker, load_ranker
 from . import rank, rank_plot, sample
 from .arguments import check_study, claim, require, require_distinct, require_least, run
 from .evaluation.evaluate import library_versions
-from .loop import write_aside
+from .loop import progress_bar, write_aside
 from .rank_table import markdown
 from .rank_votes import Scores, measure_votes
 from .ranking import calibration_error, pairwise
@@ -35,6 +35,7 @@ ROWS: dict[str, list[str]] = {
     "states-100": ["--steps", "100"],
     "states-400": ["--steps", "400"],
 }
+AT_ONCE = 64  # questions scored between two signs of life
 SIZES = (4, 8, 16, 32)
 REPORTS = "reports"
 SETTINGS = ("tasks", "questions", "learned_samples", "sample", "ranker", "models")
@@ -108,9 +109,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
 def _measure(loaded: Loaded, folder: Path, asked: Sequence[Asked], seed: int) -> dict[str, Any]:
     """How good the scores are, and what votes are worth with them."""
     ranker = load_ranker(folder, loaded)
-    entries = [rank.entry(loaded, one, told) for one in asked for told in one.samples]
-    flat = iter(ranker.score(entries))
-    scores: Scores = [[next(flat) for _ in one.samples] for one in asked]
+    scores = _score(ranker, loaded, asked)
     answered = [
         [(score, told.right) for score, told in zip(own, one.samples, strict=True) if told.answer is not None]
         for one, own in zip(asked, scores, strict=True)
@@ -124,6 +123,18 @@ def _measure(loaded: Loaded, folder: Path, asked: Sequence[Asked], seed: int) ->
         "ece": calibration_error(answered),
         "votes": measure_votes(asked, scores, SIZES, seed),
     }
+
+
+def _score(ranker: Ranker, loaded: Loaded, asked: Sequence[Asked]) -> Scores:
+    """Of every answer; that takes minutes, and is told."""
+    scores: list[list[float]] = []
+    with progress_bar(total=len(asked), unit="question", desc="scoring") as bar:
+        for first in range(0, len(asked), AT_ONCE):
+            part = asked[first : first + AT_ONCE]
+            flat = iter(ranker.score([rank.entry(loaded, one, told) for one in part for told in one.samples]))
+            scores += [[next(flat) for _ in one.samples] for one in part]
+            bar.update(len(part))
+    return scores
 
 
 def _fresh(args: argparse.Namespace, seed: int) -> Path:

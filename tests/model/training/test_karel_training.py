@@ -325,6 +325,10 @@ def test_the_study_measures_every_checkpoint_once(
     assert train.main(args) == 0
     assert "done" not in capsys.readouterr().err, "what is finished is not done again"
     assert train.main([*args, "--n", "61"]) == 2
+    assert train.main([*args, "--held", "0.3"]) == 2, "what was measured otherwise is not told as this"
+    twice = ["karel-study", "--runs", str(model), str(model.parent / "." / model.name), "--out", str(tmp_path / "two")]
+    assert train.main(twice) == 2
+    assert "it must be folders that are called differently" in capsys.readouterr().err
     assert train.main(["karel-study", "--runs", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
     assert "is no run of `quietserve train karel`" in capsys.readouterr().err
 
