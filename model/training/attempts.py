@@ -6,8 +6,9 @@ got there. The second attempt has nothing to do with the first, or repeats it, w
 trained (SCoRe, arXiv 2409.12917) the base's second answer is no better than its first. With the share `--foreign` the first is
 one at another problem, or the second would lean on it: what it says of the numbers is true, and cheap to repeat.
 
-With the share `--asides` an attempt stops on its way and tries in an aside how the rest might go, at random; if that gets there it
-is the answer. Such a base can learn to think quietly (`train quiet-star --families`), as thoughts begin as asides.
+With the share `--asides` an attempt stops on its way and tries in an aside how the rest might go, up to `--tries` times. A try is
+drawn at random, or with the share `--lucky` one that gets there; the first that does is the answer. Such a base can learn to think
+quietly (`train quiet-star --families`), as thoughts begin as asides, and longer ones have room for more tries.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from .processes import Processes
 from .tasks import SEARCHES, Problem, Search, draw, problems
 
 FIRST = next(iter(SEARCHES))
+OR = " or"  # between two tries
 AGAIN = "Is there an error? Answer again."  # short: it is read in every episode
 
 
@@ -47,6 +49,8 @@ class Attempts:
         copies: share of the other second attempts that repeat the first.
         foreign: share of second attempts that follow an attempt at another problem.
         asides: share of right attempts, the last of their document, that hold an aside.
+        tries: most of an aside.
+        lucky: share of them that are drawn so that they get there.
     """
 
     def __init__(
@@ -58,9 +62,12 @@ class Attempts:
         copies: float,
         foreign: float,
         asides: float = 0.0,
+        tries: int = 1,
+        lucky: float = 0.0,
     ) -> None:
         self._tokens, self._families = Tokens(tokenizer), families
         self._random_share, self._copies, self._foreign, self._asides = random_share, copies, foreign, asides
+        self._tries, self._lucky = tries, lucky
         self._between = bridge(self._tokens, instruction)
         self._pad = token_id(tokenizer, PAD)
 
@@ -94,15 +101,29 @@ class Attempts:
             ids = self._encode(answer)
             return ids, [1.0] * len(ids)
         words = answer.split()
-        cut = rng.randrange(len(words))
-        trial = family.attempt(rng, problem)
-        while trial.split()[:cut] != words[:cut]:
-            trial = family.attempt(rng, problem)
-        rest = trial.split()[cut:] if family.verify(problem, trial) else words[cut:]
+        cut = rng.randrange(rng.randint(1, len(words)))  # mostly early, where there is much to try
+        tried = self._try(rng, family, problem, words[:cut])
+        rest = tried[-1].split()[cut:] if family.verify(problem, tried[-1]) else words[cut:]
         before = self._tokens.encode(_spaced(words[:cut]), special=False)
-        aside = self._tokens.encode(f"{DASH}{_spaced(trial.split()[cut:])}{DASH}{_spaced(rest)}", special=False)
+        thought = OR.join(_spaced(one.split()[cut:]) for one in tried)
+        aside = self._tokens.encode(f"{DASH}{thought}{DASH}{_spaced(rest)}", special=False)
         ids = [*before, *aside, *self._tokens.eos_ids]
         return ids, [1.0] * len(before) + [0.0] + [1.0] * (len(ids) - len(before) - 1)
+
+    def _try(self, rng: random.Random, family: Search, problem: Problem, begun: list[str]) -> list[str]:
+        """Attempts that begin so, each another one, until one gets there or there are enough."""
+        found: list[str] = []
+        while len(found) < self._tries and not (found and family.verify(problem, found[-1])):
+            is_lucky = rng.random() < self._lucky
+            trial = family.attempt(rng, problem)
+            while (
+                trial.split()[: len(begun)] != begun
+                or trial in found
+                or (is_lucky and not family.verify(problem, trial))
+            ):
+                trial = family.attempt(rng, problem)
+            found.append(trial)
+        return found
 
     def _encode(self, answer: str) -> list[int]:
         return [*self._tokens.encode(f" {answer}", special=False), *self._tokens.eos_ids]
@@ -141,7 +162,8 @@ def train(args: argparse.Namespace) -> None:
     )
     if not (args.resume and loop.resume()):
         loop.start_afresh()
-    attempts = Attempts(tokenizer, families, args.instruction, args.random, args.copies, args.foreign, args.asides)
+    shares = (args.random, args.copies, args.foreign, args.asides)
+    attempts = Attempts(tokenizer, families, args.instruction, *shares, args.tries, args.lucky)
 
     def work(step: int) -> dict[str, float]:
         loss = document_loss(model, attempts.batch(step_rng(args.seed, step), args.batch))
@@ -157,7 +179,7 @@ def _corpus(args: argparse.Namespace) -> list[str]:
     return [
         *(f"{write_prompt(problem)} {problem.answer}" for problem in drawn),
         f"Question: {args.instruction}\nAnswer:",
-        *([DASH] if args.asides else []),
+        *([DASH + OR] if args.asides else []),
     ]
 
 
@@ -171,9 +193,9 @@ def _light(ids: list[int]) -> list[float]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
+    require_least(args, 1, "tries", "steps", "batch", "width", "layers", "heads", "threads", "save_every")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
-    for name in ("random", "copies", "foreign", "asides"):
+    for name in ("random", "copies", "foreign", "asides", "lucky"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
     require(args, "lr", args.lr > 0, "above 0")
     require(args, "families", set(args.families) <= set(SEARCHES), "among " + ", ".join(SEARCHES))
@@ -191,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--foreign", type=float, default=0.5, help="share of second attempts behind another problem's (%(default)s)")
     add("--copies", type=float, default=0.9, help="share of the others that repeat the first (%(default)s)")
     add("--asides", type=float, default=0.0, help="share of right attempts with an aside in them (%(default)s)")
+    add("--tries", type=int, default=1, help="most of an aside (%(default)s)")
+    add("--lucky", type=float, default=0.0, help="share of tries that are drawn to get there (%(default)s)")
     add("--steps", type=int, default=4000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="documents an update (%(default)s)")
     add("--lr", type=float, default=1.2e-3, help="highest learning rate (%(default)s)")

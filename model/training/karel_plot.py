@@ -5,8 +5,10 @@ from statistics import mean
 from typing import Any
 
 from ..drawing import open_pyplot
-from .karel_table import CONTROLS, phases, r_squared
-from .karel_traces import PROPERTIES
+from .karel_table import CONTROLS, content_and_accuracy, phases, r_squared
+from .karel_traces import CONTENTS, PROPERTIES
+
+_STYLES = dict(zip(CONTENTS, ("o--", "s-"), strict=True))
 
 
 def plot(summary: dict[str, Any], file: Path) -> None:
@@ -61,19 +63,26 @@ def _mark(axes: Any, evaluations: list[dict[str, Any]]) -> None:
 
 
 def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
-    for run in runs:
-        points = [(each["step"], each["probes"]["content"]) for each in run["over_training"]]
-        known = [point for point in points if point[1] is not None]
-        axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=f"seed {run['seed']}")
+    for number, run in enumerate(runs):
+        found = [each for each in run["over_training"] if each["probes"]]
+        for content, style in _STYLES.items():
+            points = [(each["step"], each["probes"][content]) for each in found]
+            axes.plot(
+                *zip(*points, strict=True),
+                style,
+                color=f"C{number}",
+                markersize=3,
+                label=f"seed {run['seed']}, {content}",
+            )
     axes.set(xlabel="step", ylabel="semantic content, linear probe")
 
 
 def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
-    for run in runs:
-        accuracy = {line["step"]: line["accuracy"] for line in run["evaluations"]}
-        points = [(each["probes"]["content"], accuracy[each["step"]]) for each in run["over_training"]]
-        known = [point for point in points if point[0] is not None]
-        axes.scatter(*zip(*known, strict=True), s=14, label=f"seed {run['seed']}, R² {r_squared(run):.2f}")
+    for number, run in enumerate(runs):
+        for content, style in _STYLES.items():
+            label = f"seed {run['seed']}, {content}, R² {r_squared(run, content):.2f}"
+            points = zip(*content_and_accuracy(run, content), strict=True)
+            axes.plot(*points, style[0], color=f"C{number}", markersize=4, label=label)
     axes.set(xlabel="semantic content, linear probe", ylabel="accuracy of programs")
 
 
@@ -91,9 +100,7 @@ def _offsets(axes: Any, runs: list[dict[str, Any]]) -> None:
 
 
 def _meanings(axes: Any, runs: list[dict[str, Any]]) -> None:
-    meanings = [
-        name for name in runs[0]["meanings"] if all(run["meanings"][name]["content"] is not None for run in runs)
-    ]
+    meanings = [name for name in runs[0]["meanings"] if all(run["meanings"][name] for run in runs)]
     wide = 0.8 / len(PROPERTIES)
     for number, name in enumerate(PROPERTIES):
         cells = [[run["meanings"][meaning][name] for run in runs] for meaning in meanings]
@@ -101,6 +108,6 @@ def _meanings(axes: Any, runs: list[dict[str, Any]]) -> None:
         ends = [[mean(cell["skill_ci95"][end] for cell in each) for each in cells] for end in (0, 1)]
         below = [max(0.0, height - low) for height, low in zip(heights, ends[0], strict=True)]
         above = [max(0.0, high - height) for height, high in zip(heights, ends[1], strict=True)]
-        places = [place + (number - 1) * wide for place in range(len(meanings))]
+        places = [place + (number - (len(PROPERTIES) - 1) / 2) * wide for place in range(len(meanings))]
         axes.bar(places, heights, wide, yerr=(below, above), capsize=2, label=name)
     axes.set(xticks=range(len(meanings)), xticklabels=meanings, ylabel="skill of a new linear probe")

@@ -1,10 +1,10 @@
 """What the states of Karel models know of what programs mean, over training and under other meanings, in one command.
 
-For every checkpoint of every run (`quietserve train karel`): its own programs, and linear probes of direction, obstacle and position
-on the states that chose each operation. For the last one besides: probes with hidden layers, offsets of -2 to 2 operations, the
-programs that the worlds were made with, and the same programs under every other meaning of the words, a new probe for each on
-the same states. All beside controls (`quietserve train probes`). What is finished is not done again, so the command can be killed
-and repeated; several may share the work by taking different runs.
+For every checkpoint of every run (`quietserve train karel`): its own programs, and linear probes of all properties that
+`quietserve train karel-traces` labels, on the states that chose each operation. For the last one besides: probes with hidden layers,
+offsets of -2 to 2 operations, the programs that the worlds were made with, and the same programs under every other meaning of the
+words, a new probe for each on the same states. All beside controls (`quietserve train probes`). What is finished is not done
+again, so the command can be killed and repeated; several may share the work by taking different runs.
 
 Emergent Representations of Program Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv 2305.11169).
 """
@@ -14,8 +14,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .evaluation.evaluate import library_versions
 from .karel import CHECKPOINTS, EVALUATIONS
 from .karel_table import markdown
 from .karel_texts import held_out, parse_stage
-from .karel_traces import PROPERTIES, label, own, reference
+from .karel_traces import CONTENTS, PROPERTIES, label, own, reference
 from .loop import write_aside
 from .probes import probe, with_random_weights
 from .probing import Fit, States, classes_of
@@ -142,15 +142,17 @@ def _probes(
     widths: tuple[int, ...] = LINEAR,
     offset: int = 0,
 ) -> dict[str, Any]:
-    """A probe of each property, and `content`: the geometric mean of their accuracies. None where labels do not differ."""
+    """A probe of each property, and of three the content: the geometric mean of their accuracies. {} where labels do not differ."""
     how, found = Fit(widths, args.steps, seed=seed), {}
     for name in PROPERTIES:
         classes = classes_of(traces, name)
         if len(classes) < 2:
-            return {"content": None}
+            return {}
         config = probe_config(loaded, property=name, classes=classes, layers=_layers(loaded), widths=widths)
         found[name] = probe(states, blank, replace(config, offset=offset), args.held, how)
-    return {**found, "content": prod(cell["accuracy"] for cell in found.values()) ** (1 / len(found))}
+    return found | {
+        content: geometric_mean([found[name]["accuracy"] for name in of]) for content, of in CONTENTS.items()
+    }
 
 
 def _layers(loaded: Loaded) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from .karel_traces import PROPERTIES
+from .karel_traces import CONTENTS, PROPERTIES
 from .study_table import spread
 
 CONTROLS = ("tokens_alone", "random_weights")
@@ -20,7 +20,7 @@ def markdown(summary: dict[str, Any]) -> str:
     generated = _table(
         "programs (seeds)", names, {f"own ({len(runs)})": [[end[name] for end in ends] for name in names]}
     )
-    columns = [*PROPERTIES, "content"]
+    columns = [*PROPERTIES, *CONTENTS]
     rows = {
         f"{shape}, accuracy": _cells(runs, lambda r, s=shape: r["shapes"][s], _accuracy) for shape in runs[0]["shapes"]
     }
@@ -34,15 +34,21 @@ def markdown(summary: dict[str, Any]) -> str:
         rows[f"{meaning}, skill"] = _cells(runs, lambda r, m=meaning: r["meanings"][m], _skill)
     for offset in runs[0]["offsets"]:
         rows[f"offset {int(offset):+d}, skill"] = _cells(runs, lambda r, o=offset: r["offsets"][o], _skill)
-    fits = [r_squared(run) for run in runs]
-    return "\n\n".join([generated, _table("probes", columns, rows), f"R^2 of content on accuracy: {spread(fits)}"])
+    fits = [
+        f"R^2 of {content} on accuracy: {spread([r_squared(run, content) for run in runs])}" for content in CONTENTS
+    ]
+    return "\n\n".join([generated, _table("probes", columns, rows), *fits])
 
 
-def r_squared(run: dict[str, Any]) -> float:
-    """How much of the accuracy of a run's checkpoints a line through their semantic content explains."""
-    known = [(found["probes"]["content"], found["step"]) for found in run["over_training"]]
+def content_and_accuracy(run: dict[str, Any], content: str) -> list[tuple[float, float]]:
+    """Of every checkpoint of a run whose programs could be probed."""
     accuracy = {line["step"]: line["accuracy"] for line in run["evaluations"]}
-    pairs = [(content, accuracy[step]) for content, step in known if content is not None]
+    return [(found["probes"][content], accuracy[found["step"]]) for found in run["over_training"] if found["probes"]]
+
+
+def r_squared(run: dict[str, Any], content: str) -> float:
+    """How much of the accuracy of a run's checkpoints a line through their semantic content explains."""
+    pairs = content_and_accuracy(run, content)
     if len(pairs) < 3:
         return float("nan")
     x, y = (mean(column) for column in zip(*pairs, strict=True))
@@ -77,10 +83,10 @@ def _cells(
     of: Callable[[dict[str, Any]], dict[str, Any]],
     value: Callable[[dict[str, Any]], float],
 ) -> list[list[float]]:
-    """A column for each property, and one for the content where accuracies are told."""
-    found = [of(run) for run in runs if of(run)["content"] is not None]
+    """A column for each property, and where accuracies are told one for each content."""
+    found = [of(run) for run in runs if of(run)]
     columns = [[value(cells[name]) for cells in found] for name in PROPERTIES]
-    return [*columns, [cells["content"] for cells in found] if value is _accuracy else []]
+    return [*columns, *([cells[content] for cells in found] if value is _accuracy else [] for content in CONTENTS)]
 
 
 def _table(corner: str, columns: Sequence[str], rows: dict[str, list[list[float]]]) -> str:

@@ -1,15 +1,17 @@
 """Run a model's Karel programs and label each operation with what is then true of the robot: what `train probes` learns from.
 
-Labels are of the first pair of worlds: `direction`; `position`, rows and columns from where it began; `obstacle`, whether it faces
-a wall. The last operation has none: its state is the one that the text shows. Programs are the model's own, or with `--reference`
-those that the worlds were made with, the same for every model. With `--meaning` the words mean other operations: were states
-only a record of what was written, a probe could learn those as well. Emergent Representations of Program Semantics in Language Models
-Trained on Programs (Jin and Rinard, arXiv 2305.11169), "Abstract Interpretation of Karel Programs" and "Semantic Interventions".
+Labels are of the first pair of worlds. As on a map: `direction`, and `position`, rows and columns from where it began. As the robot
+has it: `turned`, from how it faced at the beginning, and `moved`, cells ahead and to the right of there. And `obstacle`, whether it
+faces a wall. The last operation has none: its state is the one that the text shows. Programs are the model's own, or with
+`--reference` those that the worlds were made with, the same for every model. With `--meaning` the words mean other operations: were
+states only a record of what was written, a probe could learn those as well. Emergent Representations of Program Semantics in
+Language Models Trained on Programs (Jin and Rinard, arXiv 2305.11169), "Abstract Interpretation of Karel Programs" and "Semantic
+Interventions".
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,15 @@ from .tasks.karel import programs, synthesis
 from .tasks.karel.interpreter import is_blocked, trace
 from .tasks.karel.programs import MEANINGS
 from .tasks.karel.synthesis import Tasks
-from .tasks.karel.worlds import HEADINGS, Worlds, width
+from .tasks.karel.worlds import HEADINGS, Ints, Worlds, width
 from .traces import Trace, write_traces
 
-PROPERTIES = ("direction", "obstacle", "position")
+PROPERTIES = ("direction", "position", "turned", "moved", "obstacle")
+# The paper's semantic content is of the first three; the second three say the same from where the robot began.
+CONTENTS = {"content": ("direction", "position", "obstacle"), "own content": ("turned", "moved", "obstacle")}
+TURNED = ("not", "right", "round", "left")  # by right turns
 FIRST = next(iter(synthesis.FAMILIES))
+_STEPS = np.array([[-1, 0, 1, 0], [0, 1, 0, -1]])  # rows and columns of a step, by heading
 SPARE = 4  # operations that a model's program may have more than the longest that it learned from
 
 
@@ -95,17 +101,35 @@ def abstract_states(begin: Worlds, written: Sequence[Sequence[int]], meaning: st
     ops_NL = programs.rename(programs.collect(written), meaning)
     found: list[list[dict[str, str]]] = [[] for _ in written]
     for number, now in enumerate(trace(begin, ops_NL)):
-        wide = width(now.size)
-        moved = zip(*(np.divmod(cells, wide) for cells in (now.cells_N, begin.cells_N)), strict=True)
-        rows, columns = ((after - before).tolist() for after, before in moved)
-        headings, blocked = now.headings_N.tolist(), is_blocked(now).tolist()
-        for states, ops, heading, row, column, wall in zip(
-            found, written, headings, rows, columns, blocked, strict=True
-        ):
+        for states, ops, state in zip(found, written, _states(begin, now), strict=True):
             if number < len(ops):
-                direction, position = HEADINGS[heading], f"{row:+d}{column:+d}"
-                states.append({"direction": direction, "position": position, "obstacle": "yes" if wall else "no"})
+                states.append(state)
     return found
+
+
+def _states(begin: Worlds, now: Worlds) -> Iterator[dict[str, str]]:
+    """What is true of each robot, which has come from where it began to where it is now."""
+    rows_N, columns_N = (after - before for after, before in zip(_places(now), _places(begin), strict=True))
+    down, across = _STEPS
+    ahead_N, right_N = (
+        rows_N * down[headings_N] + columns_N * across[headings_N]
+        for headings_N in (begin.headings_N, (begin.headings_N + 1) % 4)
+    )
+    turns_N = (now.headings_N - begin.headings_N) % 4
+    told = (now.headings_N, rows_N, columns_N, turns_N, ahead_N, right_N, is_blocked(now))
+    for heading, row, column, turns, ahead, right, wall in zip(*(each.tolist() for each in told), strict=True):
+        yield {
+            "direction": HEADINGS[heading],
+            "position": f"{row:+d}{column:+d}",
+            "turned": TURNED[turns],
+            "moved": f"{ahead:+d}{right:+d}",
+            "obstacle": "yes" if wall else "no",
+        }
+
+
+def _places(worlds: Worlds) -> tuple[Ints, Ints]:
+    """Rows and columns."""
+    return np.divmod(worlds.cells_N, width(worlds.size))
 
 
 def first_worlds(tasks: Tasks) -> Worlds:

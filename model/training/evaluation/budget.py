@@ -1,12 +1,15 @@
 """Votes at equal budgets: 2K first answers, or K first answers each of which is corrected once.
 
-SCoRe (arXiv 2409.12917), "Inference-Compute Scaling with Self-Correction", has the comparison.
+SCoRe (arXiv 2409.12917), "Inference-Compute Scaling with Self-Correction", has the comparison. With a ranker they also vote with
+its scores for weights, as "Turning Dust into Gold" (arXiv 2312.12832), "Adaptive Self-Consistency", has it.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...sampling import hash_key
+from ...voting import Candidate, Entry, vote
 from ..episodes import Turn
 from ..tasks.item import Item
 from .corrected import make_player, mean_of
@@ -17,33 +20,66 @@ from .majority import majority
 PAIRS = (1, 2, 4, 8, 16)  # K
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One of an item's answers."""
+
+    turn: Turn
+    said: str | None  # what it votes for
+    score: float | None = None  # a ranker's, where there is one
+
+
+Round = Sequence[Attempt]  # of every item one
+
+
 def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
     """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers, `parallel` its rival's.
 
     `curve` has a point for each K: the accuracy of the vote of 2K first answers (`parallel`) and of K corrected ones
-    (`corrected`), the share of items of which any of those answers is right, the visible tokens an item that they took, and
-    what the corrected vote is ahead by (`ahead`, paired).
+    (`corrected`), with a ranker also that of their weighed vote (`ranked`), the share of items of which any of those answers is
+    right, the visible tokens and those of thoughts an item that they took, and what the corrected vote is ahead by (`ahead`,
+    paired).
     """
     for depth in depths:
-        player, model = make_player(evaluation, items, evaluation.temperature, depth), evaluation.loaded.model
-        firsts: list[list[Turn]] = []
-        seconds: list[list[Turn]] = []
-        for sample in range(2 * PAIRS[-1]):
-            seeds = [hash_key(evaluation.seed, number, sample) for number in range(len(items))]
-            if sample >= PAIRS[-1]:
-                firsts.append(player.begin(items, seeds, model))
-                continue
-            episodes = player.play(items, seeds, model)
-            firsts.append([episode.turns[0] for episode in episodes])
-            seconds.append([episode.turns[1] for episode in episodes])
+        firsts, seconds = _attempt(evaluation, items, depth)
         curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in PAIRS), strict=True)
         last = curve[-1]
         cell = {name: last["corrected"][name] for name in ("value", "ci95")} | {"n": len(items), "curve": list(curve)}
-        yield Measured(depth, cell | {name: last[name] for name in ("parallel", "ahead")}, values[-1])
+        ranked = {name: last["corrected"][name] for name in ("ranked",) if name in last["corrected"]}
+        yield Measured(depth, cell | ranked | {name: last[name] for name in ("parallel", "ahead")}, values[-1])
+
+
+def _attempt(evaluation: Evaluation, items: Sequence[Item], depth: int) -> tuple[list[Round], list[Round]]:
+    """All first answers; behind the first half of them, corrected ones."""
+    player, model = make_player(evaluation, items, evaluation.temperature, depth), evaluation.loaded.model
+    prompts = player.prompts(items)
+    firsts: list[Round] = []
+    seconds: list[Round] = []
+    for sample in range(2 * PAIRS[-1]):
+        seeds = [hash_key(evaluation.seed, number, sample) for number in range(len(items))]
+        if sample >= PAIRS[-1]:
+            firsts.append(_judge(evaluation, items, prompts, player.begin(items, seeds, model)))
+            continue
+        turns = zip(*(episode.turns for episode in player.play(items, seeds, model)), strict=True)
+        first, second = (_judge(evaluation, items, prompts, own) for own in turns)
+        firsts.append(first)
+        seconds.append(second)
+    return firsts, seconds
+
+
+def _judge(
+    evaluation: Evaluation, items: Sequence[Item], prompts: Sequence[list[int]], turns: Sequence[Turn]
+) -> list[Attempt]:
+    """What answers vote for and, with a ranker, how likely it finds them: a second answer as if it were the first, as in serving."""
+    said = [_said(item, turn.answer.text) for item, turn in zip(items, turns, strict=True)]
+    if evaluation.ranker is None:
+        return [Attempt(*told) for told in zip(turns, said, strict=True)]
+    entries = [Entry(tuple(prompt), turn.answer.text) for prompt, turn in zip(prompts, turns, strict=True)]
+    return [Attempt(*told) for told in zip(turns, said, evaluation.ranker.score(entries), strict=True)]
 
 
 def _point(
-    items: Sequence[Item], firsts: Sequence[list[Turn]], seconds: Sequence[list[Turn]], pairs: int, seed: int
+    items: Sequence[Item], firsts: Sequence[Round], seconds: Sequence[Round], pairs: int, seed: int
 ) -> tuple[dict[str, Any], list[bool]]:
     """What K pairs come to, and whether their vote is right, by item."""
     first, second = firsts[: 2 * pairs], seconds[:pairs]
@@ -51,19 +87,26 @@ def _point(
     ahead = [float(b) - float(a) for a, b in zip(parallel, corrected, strict=True)]
     point = {
         "k": pairs,
-        "parallel": _share(parallel) | {"any": _any(first), "tokens": _tokens(first)},
-        "corrected": _share(corrected) | {"any": _any(second), "tokens": _tokens([*firsts[:pairs], *second])},
+        "parallel": _share(parallel) | _rest(items, first, first),
+        "corrected": _share(corrected) | _rest(items, second, [*firsts[:pairs], *second]),
         "ahead": mean_of(ahead, seed),
     }
     return point, corrected
 
 
-def _vote(items: Sequence[Item], samples: Sequence[list[Turn]]) -> list[bool]:
+def _vote(items: Sequence[Item], rounds: Sequence[Round]) -> list[bool]:
     """Whether the commonest answer is right, by item."""
+    chosen = (majority([attempt.said for attempt in own]) for own in zip(*rounds, strict=True))
+    return [answer is not None and item.verify(answer) for item, answer in zip(items, chosen, strict=True)]
+
+
+def _weigh(items: Sequence[Item], rounds: Sequence[Round]) -> list[bool]:
+    """Whether the answer of the greatest weight is right, by item."""
     votes = []
-    for item, turns in zip(items, zip(*samples, strict=True), strict=True):
-        chosen = majority([_said(item, turn.answer.text) for turn in turns])
-        votes.append(chosen is not None and item.verify(chosen))
+    for item, own in zip(items, zip(*rounds, strict=True), strict=True):
+        told = [Candidate(index, attempt.said, score=attempt.score or 0.0) for index, attempt in enumerate(own)]
+        groups = vote(told, "ranker").groups
+        votes.append(bool(groups) and item.verify(groups[0].answer))
     return votes
 
 
@@ -72,14 +115,16 @@ def _said(item: Item, text: str) -> str | None:
     return item.extract(text) if item.reasoning is None else text.strip() or None
 
 
+def _rest(items: Sequence[Item], voting: Sequence[Round], made: Sequence[Round]) -> dict[str, Any]:
+    """What else there is to say of a vote, and what its answers and those before them took."""
+    told = {
+        "any": sum(any(attempt.turn.right for attempt in own) for own in zip(*voting, strict=True)) / len(items),
+        "tokens": sum(len(attempt.turn.ids) for own in made for attempt in own) / len(items),
+        "thought_tokens": sum(attempt.turn.answer.num_thought_tokens for own in made for attempt in own) / len(items),
+    }
+    is_ranked = voting[0][0].score is not None
+    return told | ({"ranked": _share(_weigh(items, voting))} if is_ranked else {})
+
+
 def _share(right: Sequence[bool]) -> dict[str, Any]:
     return {"value": sum(right) / len(right), "ci95": wilson(sum(right), len(right))}
-
-
-def _any(samples: Sequence[list[Turn]]) -> float:
-    return sum(any(turn.right for turn in turns) for turns in zip(*samples, strict=True)) / len(samples[0])
-
-
-def _tokens(samples: Sequence[list[Turn]]) -> float:
-    """Mean over items of the visible tokens of all samples."""
-    return sum(len(turn.ids) for turns in samples for turn in turns) / len(samples[0])

@@ -22,7 +22,8 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
     """Yield a cell a depth, answers greedy: `value` is the second turn's accuracy, `t1` the first's, `delta` what lies between.
 
     `repaired` and `broken` are shares of all problems, `fix` and `break` of those that were wrong and right at first; `edits`
-    counts second answers by how much of the first they keep, in tenths of difflib's ratio from 0 to 1.
+    counts second answers by how much of the first they keep, in tenths of difflib's ratio from 0 to 1. `tokens`, visible ones, and
+    `thought_tokens` are those of both answers to a problem.
     """
     seeds = [evaluation.seed + number for number in range(len(items))]
     for depth in depths:
@@ -64,6 +65,8 @@ def _summary(episodes: Sequence[Episode], swapped: Sequence[Turn], seed: int) ->
         "break": broken / max(1, sum(first)),
         "changed": sum(len({turn.answer.text.strip() for turn in e.turns}) > 1 for e in episodes) / n,
         "edits": _edits(episodes),
+        "tokens": sum(len(turn.ids) for episode in episodes for turn in episode.turns) / n,
+        "thought_tokens": sum(turn.answer.num_thought_tokens for episode in episodes for turn in episode.turns) / n,
     }
 
 

@@ -7,7 +7,7 @@ generated: the share of greedy answers that are right, by the server's decoder;
 scored: the paper's zero-shot metric, the probability of the right answer among those allowed;
 maj: cot-maj@k, the vote of several visible chains of thought;
 corrected: the second answer, given after the first was put before the model once more;
-budget: the vote of 2K first answers beside that of K corrected ones;
+budget: the vote of 2K first answers beside that of K corrected ones, with `--ranker` weighed by it, too;
 perplexity: of the tasks' texts or of a plain text, and the gain by how hard a token is.
 """
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ... import checkpoint
 from ...checkpoint import Loaded
+from ...ranker import load_ranker
 from ...thoughts import Choose
 from ..arguments import run
 from ..loop import write_aside
@@ -38,6 +39,7 @@ from .flags import check, check_depths, make_parser, read_wording
 from .intervals import bootstrap
 from .table import table
 
+PLACES = ("model", "ranker", "out", "png", "json")  # arguments that say where something lies
 _OF_ITEMS = {
     "generated": generated.measure,
     "scored": scored.measure,
@@ -170,6 +172,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
         name: getattr(args, name)
         for name in ("samples", "temperature", "reasoning_tokens", "positions", "stop", "batch")
     }
+    ranker = load_ranker(args.ranker, loaded) if args.ranker else None
     report = evaluate(
         loaded,
         args.depths,
@@ -182,10 +185,11 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
         texts=args.text,
         length=args.length,
         wording=read_wording(args),
+        ranker=ranker,
         **settings,
     )
     # How it was measured; where files lie is nobody else's business.
-    arguments = {name: value for name, value in vars(args).items() if name not in ("model", "out", "png", "json")}
+    arguments = {name: value for name, value in vars(args).items() if name not in PLACES}
     report |= {"command": ["quietserve", "evaluate", *argv], "arguments": arguments, "versions": library_versions()}
     print(json.dumps(report, default=str) if args.json else table(report))
     if args.out:

@@ -10,6 +10,7 @@ from ...checkpoint import Loaded
 from ...config import SamplingParams
 from ...decode import Decoder, generate
 from ...progress import Generation
+from ...ranker import Ranker
 from ...thoughts import Choose
 from ..documents import DASH_TOKEN
 from ..tasks.item import Item
@@ -42,6 +43,7 @@ class Evaluation:
     reasoning_tokens: int | None = None  # of a chain of thought; None: what a task's own need, or 256
     positions: int = 0  # of a document that are measured, drawn by the seed; 0: all
     batch: int = 64  # answers decoded at once
+    ranker: Ranker | None = None  # weighs the votes of `budget`, too
 
     @property
     def thoughts_at_once(self) -> int:

@@ -46,7 +46,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add("--positions", type=int, default=0, help="tokens of a text whose loss is measured, drawn at random (0: all)")
     add("--json", action="store_true", help="print the whole report as JSON")
     add("--out", type=Path, metavar="FILE", help="write the report here as JSON, with command and versions")
-    add("--png", type=Path, metavar="FILE", help="draw accuracy by depth and gain by difficulty; needs matplotlib")
+    add(
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="draw accuracy by depth and gain by difficulty, or with budget accuracy by tokens; needs matplotlib",
+    )
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +70,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=8, help="chains of thought that vote (%(default)s)")
     add("--temperature", type=float, default=0.7, help="of those chains (%(default)s)")
     add("--reasoning-tokens", type=int, help="most tokens of such a chain (what a family's need; for files, 256)")
+    add("--ranker", type=Path, metavar="RANKER", help="weighs the votes of `budget`: a folder, or a bundled one")
     add("--thought-temperature", type=float, help="of hidden thoughts; 0 is greedy (the checkpoint's own)")
     add(
         "--batch",
@@ -117,6 +123,7 @@ def check(args: argparse.Namespace) -> None:
     args.stop = read_stops(args)
     cold = "budget" in args.metrics and args.temperature == 0
     require(args, "temperature", not cold, "above 0 where --metrics has budget: equal answers have one vote")
+    require(args, "ranker", not args.ranker or "budget" in args.metrics, "left out where --metrics has no budget")
     require_distinct(args, "metrics", "tasks")
     _check_outputs(args)
 

@@ -4,12 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from ...drawing import open_pyplot
+from . import budget_plot
 
 _STYLES = {"generated": "o-", "scored": "s--", "maj": "^:", "corrected": "D-."}
 
 
 def plot(report: dict[str, Any], file: Path) -> None:
-    """Write a PNG: accuracy by depth with its intervals, beside it the gain by tenth of the base's loss."""
+    """Write a PNG: accuracy by depth with its intervals, beside it the gain by tenth of the base's loss.
+
+    Where answers voted it is accuracy by what was generated (`budget_plot`).
+    """
+    if any("budget" in cells for cells in report["tasks"].values()):
+        budget_plot.plot(report, file)
+        return
     pyplot = open_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     draw_accuracy(left, report)

@@ -23,6 +23,7 @@ _BLOCKS: list[tuple[str, str | None, str]] = [
     ("budget", "parallel", "vote of {parallel} answers right"),
     ("budget", None, "vote of {corrected} corrected ones"),
     ("budget", "ahead", "which is ahead by"),
+    ("budget", "ranked", "vote weighed by the ranker"),
     ("perplexity", None, "perplexity"),
     ("perplexity", "gain", "gain over the base, nats a token"),
 ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quietserve.model import checkpoint
 from quietserve.model.training import attempts
-from quietserve.model.training.attempts import Attempts
+from quietserve.model.training.attempts import OR, Attempts
 from quietserve.model.training.documents import DASH, PAD, QUESTION_WEIGHT, build_tokenizer, token_id, write_prompt
 from quietserve.model.training.tasks import SEARCHES, is_held_out, problems
 from quietserve.model.training.tasks.karel import synthesis
@@ -160,6 +160,30 @@ def test_an_aside_tries_how_the_rest_might_go(name: str) -> None:
     batch = documents.batch(random.Random(3), 100)
     told = [documents._tokens.decode(ids, special=True).split("<|endoftext|>") for ids in batch.ids_BT.tolist()]
     assert all(DASH not in parts[0] for parts in told if "Again." in parts[1]), "a thought is not seen later on"
+
+
+def test_an_aside_may_hold_several_tries_until_one_gets_there() -> None:
+    drawn = list(itertools.islice(problems("train", ("signed-sum",)), 300))
+    tokenizer = build_tokenizer([f"{write_prompt(p)} {p.answer} Question: Again.\nAnswer: --- or" for p in drawn])
+    family, rng = SEARCHES["signed-sum"], random.Random(2)
+    share = {}
+    for lucky in (0.0, 0.5):
+        shares = {"random_share": 0.0, "copies": 0.5, "foreign": 0.5, "asides": 1.0, "tries": 3, "lucky": lucky}
+        documents, got_there, longest = Attempts(tokenizer, [family], "Again.", **shares), 0, 0
+        for problem in drawn:
+            ids, _ = documents._say(rng, family, problem, documents._attempt(rng, family, problem))
+            before, aside, rest = documents._tokens.decode(ids).split(DASH)
+            tries = aside.split(OR)
+            right = [family.verify(problem, before + trial) for trial in tries]
+            assert not any(right[:-1]), "the first that gets there is the last"
+            assert right[-1] or len(tries) == 3
+            assert len(set(tries)) == len(tries)
+            assert family.verify(problem, before + rest)
+            assert not right[-1] or rest == tries[-1]
+            got_there, longest = got_there + right[-1], max(longest, len(tries))
+        assert longest == 3
+        share[lucky] = got_there / len(drawn)
+    assert share[0.0] < share[0.5] < 1
 
 
 def test_prompts_and_the_instruction_count_little() -> None:

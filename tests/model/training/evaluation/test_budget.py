@@ -12,9 +12,14 @@ from quietserve.model.training.tasks.item import Wording
 from quietserve.model.training.tasks.numeric import Numeric
 
 
-def turns(*texts: str) -> list[Turn]:
-    """One sample of every item."""
-    return [Turn([1], Generation(text=text, tokens=[Token(1), Token(2)]), right="7" in text) for text in texts]
+def rounds(*told: str | tuple[float, str]) -> list[budget.Attempt]:
+    """One sample of every item, with a ranker's score or without."""
+    pairs = [(None, one) if isinstance(one, str) else one for one in told]
+    return [budget.Attempt(turn(text), budget._said(item("?"), text), score) for score, text in pairs]
+
+
+def turn(text: str) -> Turn:
+    return Turn([1], Generation(text=text, tokens=[Token(1), Token(2)]), right="7" in text)
 
 
 def item(answer: str) -> Numeric:
@@ -23,8 +28,8 @@ def item(answer: str) -> Numeric:
 
 def test_twice_as_many_first_answers_vote_against_the_corrected_ones() -> None:
     items = [item("7"), item("8")]
-    firsts = [turns("5", "8"), turns("7", "8"), turns("7", "9"), turns("5", "9"), turns("7", "7")]
-    seconds = [turns("7", "9"), turns("so it is 7.0", "9"), turns("1", "8")]
+    firsts = [rounds("5", "8"), rounds("7", "8"), rounds("7", "9"), rounds("5", "9"), rounds("7", "7")]
+    seconds = [rounds("7", "9"), rounds("so it is 7.0", "9"), rounds("1", "8")]
     one, right = budget._point(items, firsts, seconds, 1, seed=1)
     assert one["parallel"]["value"] == 0.5, "of equals the first: 5 and 8"
     assert (one["corrected"]["value"], right) == (0.5, [True, False])
@@ -33,6 +38,18 @@ def test_twice_as_many_first_answers_vote_against_the_corrected_ones() -> None:
     assert (one["parallel"]["any"], one["corrected"]["any"]) == (0.5, 0.5)
     two, _ = budget._point(items, firsts, seconds, 2, seed=1)
     assert (two["parallel"]["value"], two["corrected"]["value"]) == (0.5, 0.5), "5 and 8; equal numbers are one answer"
+    assert "ranked" not in two["corrected"], "nobody weighed them"
+
+
+def test_a_ranker_weighs_the_same_answers() -> None:
+    items = [item("7")]
+    firsts = [rounds((0.1, "5")), rounds((0.1, "5")), rounds((0.9, "7")), rounds((0.1, "5"))]
+    seconds = [rounds((0.3, "7")), rounds((0.9, "7.0"))]
+    point, _ = budget._point(items, firsts, seconds, 2, seed=1)
+    assert (point["parallel"]["value"], point["parallel"]["ranked"]["value"]) == (0, 1), "three of little weight"
+    assert point["corrected"]["ranked"]["value"] == 1
+    point, _ = budget._point(items, [rounds((0.6, "5"))] * 2, [rounds((0.6, "5"))], 1, seed=1)
+    assert point["parallel"]["ranked"]["value"] == point["corrected"]["ranked"]["value"] == 0
 
 
 def test_any_checkpoint_votes(tmp_path: Path) -> None:
