@@ -67,18 +67,15 @@ class IntegratedLinear(nn.Module):
         if self.mode == "negative":
             return negative.to(out.dtype)
         positive = out + self._adapter(POSITIVE, inputs)
-        # A softmax of two is a sigmoid of their difference.
-        score = (self.query(inputs) * (self.key(negative) - self.key(positive))).sum(-1, keepdim=True)
-        share = score.sigmoid() - 0.5
+        # A softmax of two is a sigmoid of their difference, and what is linear is applied once, to sums.
+        share = (self.query(inputs) * self.key(negative - positive)).sum(-1, keepdim=True).sigmoid() - 0.5
         self.share = share.detach().squeeze(-1)
-        return (out + (1 - share) * self._value(positive) + share * self._value(negative)).to(out.dtype)
+        mixed = (1 - share) * gelu(self.narrow(positive)) + share * gelu(self.narrow(negative))
+        return (out + self.widen(mixed)).to(out.dtype)
 
     def _adapter(self, name: str, inputs: Tensor) -> Tensor:
         layer = self.adapted
         return layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](inputs))) * layer.scaling[name]
-
-    def _value(self, hidden: Tensor) -> Tensor:
-        return self.widen(gelu(self.narrow(hidden)))
 
 
 @dataclass(frozen=True)

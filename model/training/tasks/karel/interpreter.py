@@ -26,15 +26,20 @@ def run(worlds: Worlds, ops_NL: Ops) -> Worlds:
 
 def trace(worlds: Worlds, ops_NL: Ops) -> Iterator[Worlds]:
     """The worlds behind each operation. They are changed by the next one: whoever keeps them copies them."""
-    now, rows, ahead = worlds.copy(), np.arange(len(worlds)), steps(worlds.size)
+    now, ahead = worlds.copy(), steps(worlds.size)
+    cells_N, headings_N = now.cells_N, now.headings_N
+    walls, markers = now.walls_NC.reshape(-1), now.markers_NC.reshape(-1)  # one index finds a cell sooner than two
+    firsts_N = np.arange(len(worlds)) * now.walls_NC.shape[1]
     for ops_N in ops_NL.T:
-        now.headings_N[:] = (now.headings_N + _TURNS[ops_N]) % 4
-        goals_N = now.cells_N + ahead[now.headings_N]
-        now.cells_N[:] = np.where((ops_N == MOVE) & ~now.walls_NC[rows, goals_N], goals_N, now.cells_N)
-        lying_N = now.markers_NC[rows, now.cells_N]
+        headings_N += _TURNS[ops_N]
+        headings_N &= 3
+        ahead_N = ahead[headings_N]
+        cells_N += ahead_N * ((ops_N == MOVE) & ~walls[firsts_N + cells_N + ahead_N])
+        here_N = firsts_N + cells_N
+        lying_N = markers[here_N]
         lying_N += (ops_N == PUT) & (lying_N < MOST_MARKERS)
         lying_N -= (ops_N == PICK) & (lying_N > 0)
-        now.markers_NC[rows, now.cells_N] = lying_N
+        markers[here_N] = lying_N
         yield now
 
 
