@@ -25,7 +25,7 @@ from .evaluation.evaluate import library_versions
 from .evaluation.evaluation import Evaluation
 from .evaluation.family_items import draw_items
 from .evaluation.intervals import wilson
-from .evaluation.pairs import ahead, mcnemar, overlap
+from .evaluation.pairs import ahead, mcnemar, overlap, relative
 from .integration import SETTINGS, in_mode, load_integrated
 from .loop import LOG_FILE, write_aside
 from .negative_table import markdown
@@ -89,7 +89,9 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 def _compare(args: argparse.Namespace, by_row: dict[str, list[list[bool]]], row: str, rival: str) -> dict[str, Any]:
     value, ci95 = ahead(by_row[row], by_row[rival], args.problem_seed)
     chances = [mcnemar(*pair) for pair in zip(by_row[row], by_row[rival], strict=True)]
-    return {"row": row, "rival": rival, "value": value, "ci95": ci95, "mcnemar": chances}
+    told = {"row": row, "rival": rival, "value": value, "ci95": ci95, "mcnemar": chances}
+    share = relative(by_row[row], by_row[rival], args.problem_seed)
+    return told | ({"relative": {"value": share[0], "ci95": share[1]}} if share else {})
 
 
 def _overlap(args: argparse.Namespace, by_row: dict[str, list[list[bool]]], row: str, other: str) -> dict[str, Any]:

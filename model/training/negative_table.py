@@ -12,7 +12,11 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = _head("arm (seeds)", ["accuracy"])
     lines += [_line(f"{row} ({len(found)})", [spread([r["value"] for r in found])]) for row, found in by_row.items()]
     if summary["compared"]:
-        lines += ["", *_head("ahead", ["points", "95 % CI", "McNemar's p by seed"]), *map(_ahead, summary["compared"])]
+        lines += [
+            "",
+            *_head("ahead", ["points", "95 % CI", "relative", "McNemar's p by seed"]),
+            *map(_ahead, summary["compared"]),
+        ]
     if summary["overlaps"]:
         lines += ["", *_head("right answers of", ["both / each", "IoU"]), *map(_overlap, summary["overlaps"])]
     return "\n".join(lines)
@@ -21,7 +25,8 @@ def markdown(summary: dict[str, Any]) -> str:
 def _ahead(pair: dict[str, Any]) -> str:
     low, high = (100 * end for end in pair["ci95"])
     chances = ", ".join(f"{chance:.2g}" for chance in pair["mcnemar"])
-    cells = [f"{100 * pair['value']:+.1f}", f"{low:+.1f} to {high:+.1f}", chances]
+    share = f"{pair['relative']['value']:+.0%}" if "relative" in pair else ""
+    cells = [f"{100 * pair['value']:+.1f}", f"{low:+.1f} to {high:+.1f}", share, chances]
     return _line(f"{pair['row']} of {pair['rival']}", cells)
 
 

@@ -19,11 +19,19 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 def ahead(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], seed: int = 0) -> tuple[float, Interval]:
     """How much larger the first one's share is, over the seeds of both, and its interval: items are drawn again."""
-    by_item = [
-        sum(map(int, ours)) / len(ours) - sum(map(int, theirs)) / len(theirs)
-        for ours, theirs in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True)
-    ]
+    by_item = [own - other for own, other in zip(_shares(first), _shares(second), strict=True)]
     return sum(by_item) / len(by_item), bootstrap(by_item, seed=seed)
+
+
+def relative(
+    first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], seed: int = 0
+) -> tuple[float, Interval] | None:
+    """The same as a share of what the second one has; None where it has nothing."""
+    own, other = _shares(first), _shares(second)
+    if not any(other):
+        return None
+    gains = [a - b for a, b in zip(own, other, strict=True)]
+    return sum(gains) / sum(other), bootstrap(gains, other, seed)
 
 
 def overlap(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
@@ -37,6 +45,11 @@ def overlap(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
         "second": both + only_second,
         "iou": both / any_ if any_ else None,
     }
+
+
+def _shares(by_seed: Sequence[Sequence[bool]]) -> list[float]:
+    """Of the seeds that are right, by item."""
+    return [sum(map(int, own)) / len(own) for own in zip(*by_seed, strict=True)]
 
 
 def _apart(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietserve.model.training.evaluation.pairs import ahead, mcnemar, overlap
+from quietserve.model.training.evaluation.pairs import ahead, mcnemar, overlap, relative
 
 both = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9)
 
@@ -44,5 +44,9 @@ def test_ahead_is_the_mean_over_seeds_and_items() -> None:
     value, (low, high) = ahead(first, second)
     assert value == pytest.approx((3 + 2) / 8 - 1 / 4)
     assert low <= value <= high
+    share, ends = relative(first, second) or (0.0, (0.0, 0.0))
+    assert share == pytest.approx(value * len(second[0]) / (sum(map(sum, second)) / len(second)))
+    assert ends[0] < share < ends[1]
+    assert relative(first, [[False] * len(second[0])]) is None, "of nothing there is no share"
     same, interval = ahead(second, second)
     assert (same, interval) == (0, (0, 0))
