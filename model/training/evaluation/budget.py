@@ -17,8 +17,6 @@ from .evaluation import Evaluation, Measured
 from .intervals import wilson
 from .majority import majority
 
-PAIRS = (1, 2, 4, 8, 16)  # K
-
 
 @dataclass(frozen=True)
 class Attempt:
@@ -35,29 +33,30 @@ Round = Sequence[Attempt]  # of every item one
 def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]) -> Iterator[Measured]:
     """Yield a cell a depth, answers sampled: `value` is the accuracy of the vote of all corrected answers, `parallel` its rival's.
 
-    `curve` has a point for each K: the accuracy of the vote of 2K first answers (`parallel`) and of K corrected ones
-    (`corrected`), with a ranker also that of their weighed vote (`ranked`), the share of items of which any of those answers is
-    right, the visible tokens and those of thoughts an item that they took, and what the corrected vote is ahead by (`ahead`,
-    paired).
+    `curve` has a point for each K, the powers of two up to the evaluation's `pairs`: the accuracy of the vote of 2K first answers
+    (`parallel`) and of K corrected ones (`corrected`), with a ranker also that of their weighed vote (`ranked`), the share of items
+    of which any of those answers is right, the visible tokens and those of thoughts an item that they took, and what the corrected
+    vote is ahead by (`ahead`, paired).
     """
+    sizes = [2**k for k in range(evaluation.pairs.bit_length())]
     for depth in depths:
-        firsts, seconds = _attempt(evaluation, items, depth)
-        curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in PAIRS), strict=True)
+        firsts, seconds = _attempt(evaluation, items, depth, sizes[-1])
+        curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in sizes), strict=True)
         last = curve[-1]
         cell = {name: last["corrected"][name] for name in ("value", "ci95")} | {"n": len(items), "curve": list(curve)}
         ranked = {name: last["corrected"][name] for name in ("ranked",) if name in last["corrected"]}
         yield Measured(depth, cell | ranked | {name: last[name] for name in ("parallel", "ahead")}, values[-1])
 
 
-def _attempt(evaluation: Evaluation, items: Sequence[Item], depth: int) -> tuple[list[Round], list[Round]]:
-    """All first answers; behind the first half of them, corrected ones."""
+def _attempt(evaluation: Evaluation, items: Sequence[Item], depth: int, pairs: int) -> tuple[list[Round], list[Round]]:
+    """Twice as many first answers as pairs; behind the first half of them, corrected ones."""
     player, model = make_player(evaluation, items, evaluation.temperature, depth), evaluation.loaded.model
     prompts = player.prompts(items)
     firsts: list[Round] = []
     seconds: list[Round] = []
-    for sample in range(2 * PAIRS[-1]):
+    for sample in range(2 * pairs):
         seeds = [hash_key(evaluation.seed, number, sample) for number in range(len(items))]
-        if sample >= PAIRS[-1]:
+        if sample >= pairs:
             firsts.append(_judge(evaluation, items, prompts, player.begin(items, seeds, model)))
             continue
         turns = zip(*(episode.turns for episode in player.play(items, seeds, model)), strict=True)

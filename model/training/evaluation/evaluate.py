@@ -107,6 +107,7 @@ def evaluate(
         "depths": list(depths),
         "thought_temperature": thought_temperature,
         "samples": evaluation.samples,
+        "pairs": evaluation.pairs,
         "temperature": evaluation.temperature,
         "tasks": _measure(evaluation, items, documents, metrics, sorted(depths)),
     }
@@ -170,7 +171,7 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
     check_depths(args, loaded)
     settings = {
         name: getattr(args, name)
-        for name in ("samples", "temperature", "reasoning_tokens", "positions", "stop", "batch")
+        for name in ("samples", "temperature", "reasoning_tokens", "positions", "stop", "pairs", "batch")
     }
     ranker = load_ranker(args.ranker, loaded) if args.ranker else None
     report = evaluate(

@@ -42,6 +42,7 @@ class Evaluation:
     temperature: float = 0.7  # of their visible tokens
     reasoning_tokens: int | None = None  # of a chain of thought; None: what a task's own need, or 256
     positions: int = 0  # of a document that are measured, drawn by the seed; 0: all
+    pairs: int = 16  # most corrected answers of an item that vote in `budget`
     batch: int = 64  # answers decoded at once
     ranker: Ranker | None = None  # weighs the votes of `budget`, too
 

@@ -70,6 +70,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=8, help="chains of thought that vote (%(default)s)")
     add("--temperature", type=float, default=0.7, help="of those chains (%(default)s)")
     add("--reasoning-tokens", type=int, help="most tokens of such a chain (what a family's need; for files, 256)")
+    add("--pairs", type=int, default=16, metavar="K", help="most corrected answers that vote in `budget` (%(default)s)")
     add("--ranker", type=Path, metavar="RANKER", help="weighs the votes of `budget`: a folder, or a bundled one")
     add("--thought-temperature", type=float, help="of hidden thoughts; 0 is greedy (the checkpoint's own)")
     add(
@@ -101,7 +102,7 @@ def read_wording(args: argparse.Namespace) -> Wording:
 
 def check(args: argparse.Namespace) -> None:
     """What can be known before a model is loaded. Raises ValueError."""
-    require_least(args, 1, "n", "threads", "samples", "batch")
+    require_least(args, 1, "n", "threads", "samples", "pairs", "batch")
     require_least(args, 2, "length")
     require_least(args, 0, "positions")
     for name in ("max_tokens", "reasoning_tokens"):

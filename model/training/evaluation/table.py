@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .budget import PAIRS
-
 Report = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -49,7 +47,7 @@ def _block(report: Report, depths: list[str], metric: str, part: str | None, tit
         return []
     lines = [
         _line(
-            title.format(samples=report.get("samples"), parallel=2 * PAIRS[-1], corrected=PAIRS[-1]),
+            title.format(samples=report.get("samples"), **_voters(rows)),
             [f"depth {depth}" for depth in depths],
         )
     ]
@@ -64,6 +62,12 @@ def _block(report: Report, depths: list[str], metric: str, part: str | None, tit
     if metric == "perplexity" and part:
         lines.append(_mean_line("mixing weight", rows, depths, lambda cell: cell["weight"]))
     return lines
+
+
+def _voters(rows: dict[str, Any]) -> dict[str, int]:
+    """How many answers of each kind the largest votes had."""
+    curve = next(iter(next(iter(rows.values())).values())).get("curve")
+    return {"parallel": 2 * curve[-1]["k"], "corrected": curve[-1]["k"]} if curve else {}
 
 
 def _mean_line(title: str, rows: dict[str, Any], depths: list[str], number: Callable[[Cell], float]) -> str:

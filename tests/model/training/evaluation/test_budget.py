@@ -60,4 +60,6 @@ def test_any_checkpoint_votes(tmp_path: Path) -> None:
     assert reports[0] == reports[1]
     cell = reports[0]["tasks"]["signed-sum"]["budget"]["0"]
     assert [point["k"] for point in cell["curve"]] == [1, 2, 4, 8, 16]
+    (few,) = evaluate(loaded, [0], **settings, pairs=3)["tasks"]["signed-sum"]["budget"].values()
+    assert few["curve"] == cell["curve"][:2], "the first answers are the same ones"
     assert cell["value"] == cell["curve"][-1]["corrected"]["value"]
