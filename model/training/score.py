@@ -159,7 +159,8 @@ def _player(args: argparse.Namespace, loaded: Loaded) -> Player:
     trained = model.quiet.thought_depth if model.quiet else 0
     depth = trained if args.depth is None else args.depth
     require(args, "depth", model.can_think or depth == 0, "0: the base does not think")
-    given = {"instruction": args.instruction, "thinking": args.thinking if depth else "none"}
+    silent = model.can_think and not depth  # a base that cannot think may learn to later, and then nothing forbids it
+    given = {"instruction": args.instruction, "thinking": "none" if silent else args.thinking}
     known = {name: value for name, value in given.items() if value is not None}
     correction = replace(loaded.correction or CorrectionConfig(), **known)
     if model.quiet and depth:

@@ -111,6 +111,14 @@ def test_without_a_depth_a_thinking_model_does_not_think(tmp_path: Path) -> None
     assert correction.thinking == "none"
 
 
+def test_a_base_that_cannot_think_may_learn_to_later(base: Path, tmp_path: Path) -> None:
+    """It was written down that it does not think, and behind `quiet-star` no depth made it think when it corrected itself."""
+    assert score.main(["--base", str(base), "--out", str(tmp_path / "run"), *STEPS, *FEW]) == 0
+    correction = checkpoint.load(tmp_path / "run").correction
+    assert correction is not None
+    assert correction.depth(8, is_last=True) == 8
+
+
 def test_a_policy_is_judged_at_the_temperature_it_played_at(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
