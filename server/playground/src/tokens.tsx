@@ -1,0 +1,156 @@
+// An answer token by token, tinted by how much its thoughts weighed; and what is known of one of them.
+
+import { useRef } from "preact/hooks";
+import { type Answer, type Base, type Choice, type Token, weight } from "./answer";
+
+export const percent = (share: number) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+
+const quoted = (text: string) => `“${text}”`;
+
+/** A token's text where white space would not be seen. */
+function visible(text: string): string {
+  if (text === "") return "∅";
+  return text.trim() ? text : text.replaceAll("\n", "↵").replaceAll(" ", "␣");
+}
+
+/** Whether thinking turned the base's word into another; null where that is not known. */
+export function changed(token: Token, base: Base | undefined): boolean | null {
+  return base ? base.draft !== token.id : null;
+}
+
+function described(token: Token, base: Base | undefined, mark: string): string {
+  const own = weight(token);
+  const thoughts = token.thoughts.map((thought) => `thought: ${thought.thought.trim()}`);
+  const told = [token.text, ...thoughts, own !== null && `weight ${own.toFixed(2)}`, changed(token, base) && "draft rejected", mark];
+  return told.filter(Boolean).join(", ");
+}
+
+export function Tokens({ answer, bases = [], marked = [], mark = "", picked, pick, label }: {
+  answer: Answer;
+  bases?: Base[];
+  marked?: boolean[];
+  mark?: string; // what being marked means
+  picked: number | null;
+  pick: (number: number) => void;
+  label: string;
+}) {
+  const group = useRef<HTMLDivElement>(null);
+  const last = answer.tokens.length - 1;
+  const reachable = Math.min(picked ?? 0, last);
+  const move = (event: KeyboardEvent) => {
+    const steps: Record<string, number> = { ArrowRight: reachable + 1, ArrowLeft: reachable - 1, Home: 0, End: last };
+    const to = steps[event.key];
+    if (to === undefined || to < 0 || to > last) return;
+    event.preventDefault();
+    (group.current!.children[to] as HTMLElement).focus();
+  };
+  return (
+    <div class="tokens" role="group" aria-label={label} ref={group} onKeyDown={move}>
+      {answer.tokens.map((token, number) => (
+        <button
+          type="button" key={number} tabIndex={number === reachable ? 0 : -1} aria-current={number === picked}
+          class={["token", changed(token, bases[number]) && "changed", marked[number] && "differs"].filter(Boolean).join(" ")}
+          style={{ "--weight": weight(token) ?? 0 }} aria-label={described(token, bases[number], marked[number] ? mark : "")}
+          onFocus={() => pick(number)} onClick={() => pick(number)}
+          onPointerEnter={(event) => event.pointerType === "mouse" && pick(number)}
+        >
+          {visible(token.text)}
+        </button>
+      ))}
+    </div>
+  );
+}
+
+export function Legend({ changes }: { changes: boolean }) {
+  return (
+    <p class="legend">
+      <span class="scale" aria-hidden="true" /> The deeper the tint, the more its thoughts weighed.
+      {changes && <> <span class="token changed" aria-hidden="true">like this</span> thinking rejected the base’s draft.</>}
+    </p>
+  );
+}
+
+export function Inspector({ answer, number, base, missing }: {
+  answer: Answer;
+  number: number;
+  base: Base | undefined;
+  missing: string; // why there is no base
+}) {
+  const token = answer.tokens[number]!;
+  return (
+    <section class="inspector" aria-label="One token">
+      <h3>
+        <code>{visible(token.text)}</code> <span>token {number + 1} of {answer.tokens.length}</span>
+      </h3>
+      <div class="columns">
+        <Thoughts token={token} />
+        <div>
+          <Draft token={token} base={base} missing={missing} />
+          <Choices mixed={token.top} base={base?.top} />
+        </div>
+      </div>
+    </section>
+  );
+}
+
+function Thoughts({ token }: { token: Token }) {
+  if (!token.thoughts.length) return <p class="thoughts">No thought came before it.</p>;
+  return (
+    <div class="thoughts">
+      <h4>{token.thoughts.length === 1 ? "Its thought" : `Its ${token.thoughts.length} thoughts`}</h4>
+      {token.thoughts.map((thought, number) => (
+        <figure key={number}>
+          <blockquote>{thought.thought.trim() || "(nothing)"}</blockquote>
+          <figcaption>
+            <Bar share={thought.mixing_weight} /> weight {thought.mixing_weight.toFixed(2)}, {thought.token_ids.length} tokens
+          </figcaption>
+        </figure>
+      ))}
+    </div>
+  );
+}
+
+function Draft({ token, base, missing }: { token: Token; base: Base | undefined; missing: string }) {
+  if (!base) return <p class="draft">{missing}</p>;
+  if (!changed(token, base)) return <p class="draft">Draft <strong>accepted</strong>: the base alone says the same.</p>;
+  return (
+    <p class="draft">
+      Draft <strong class="rejected">rejected</strong>: the base alone would have said <code>{visible(base.text)}</code>.
+    </p>
+  );
+}
+
+function Choices({ mixed, base }: { mixed: Choice[]; base: Choice[] | undefined }) {
+  const texts = [...new Set([...mixed, ...(base ?? [])].map(({ text }) => text))];
+  const share = (choices: Choice[], text: string) => {
+    const found = choices.find((choice) => choice.text === text);
+    return found ? Math.exp(found.logprob) : null;
+  };
+  return (
+    <table class="choices">
+      <caption>Likeliest tokens here</caption>
+      <thead>
+        <tr><th scope="col">Token</th>{base && <th scope="col">Base alone</th>}<th scope="col">{base ? "Mixed" : "Probability"}</th></tr>
+      </thead>
+      <tbody>
+        {texts.map((text) => (
+          <tr key={text}>
+            <th scope="row"><code>{visible(text)}</code></th>
+            {base && <Share share={share(base, text)} kind="base" />}
+            <Share share={share(mixed, text)} kind="mixed" />
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function Share({ share, kind }: { share: number | null; kind: string }) {
+  return <td class={kind}>{share === null ? <span class="hint">below</span> : <><Bar share={share} /> {percent(share)}</>}</td>;
+}
+
+export function Bar({ share }: { share: number }) {
+  return <span class="bar" aria-hidden="true"><span style={{ width: `${100 * Math.min(1, share)}%` }} /></span>;
+}
+
+export { quoted };
