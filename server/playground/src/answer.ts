@@ -130,12 +130,12 @@ function choices(top: Record<string, number>): Choice[] {
  * What the base would have said at each place of an answer, had all before it been the same: the text up to there is given
  * as a prompt, and one token is drawn without thinking. Noise belongs to a seed and a place, so that token is the draft.
  */
-export async function bases(body: Body, answer: Answer, first: number, last: number): Promise<Base[]> {
+export async function bases(body: Body, answer: Answer, first: number, last: number, signal: AbortSignal): Promise<Base[]> {
   const ids = answer.tokens.map((token) => token.id);
   const { model, temperature, seed } = body as { model: string; temperature: number; seed: number };
   const prompt = ids.slice(first, last).map((_, i) => [...answer.prompt, ...ids.slice(0, first + i)]);
   const asked = { model, temperature, seed, prompt, max_tokens: 1, thought_depth: 0, logprobs: NUM_CHOICES, return_token_ids: true };
-  const reply = await post<Event>("v1/completions", asked);
+  const reply = await post<Event>("v1/completions", asked, signal);
   return reply.choices.map((choice) => {
     const { text, top } = tops(choice.logprobs)[0]!;
     return { draft: choice.token_ids![0]!, text, top };

@@ -3,10 +3,19 @@
 import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, type Model, describe, get, key, whenRefused } from "./api";
+import { Compare } from "./compare";
+import { Correct } from "./correct";
+import { Karel } from "./karel";
+import { Live } from "./live";
+import { Vote } from "./vote";
 import { Write } from "./write";
 
 const PANELS: { id: string; name: string; Panel: (props: { models: Model[] }) => JSX.Element }[] = [
   { id: "write", name: "Write", Panel: Write },
+  { id: "compare", name: "Compare", Panel: Compare },
+  { id: "correct", name: "Correct", Panel: Correct },
+  { id: "vote", name: "Vote", Panel: Vote },
+  { id: "karel", name: "Karel", Panel: Karel },
 ];
 const AGAIN_MS = 2000;
 
@@ -36,6 +45,7 @@ export function App() {
     <>
       <header class="top">
         <h1>quietserve <span>playground</span></h1>
+        {models && <Live />}
       </header>
       {models ? <Tabs models={models} /> : (
         <main class="plain">

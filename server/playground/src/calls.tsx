@@ -5,7 +5,7 @@ import { type Body, key } from "./api";
 import { type Path, curl, python } from "./call";
 import { Choice } from "./fields";
 
-export function Calls({ path, body }: { path: Path; body: Body }) {
+export function Calls({ path, body, title = "The same call" }: { path: Path; body: Body; title?: string }) {
   const [language, setLanguage] = useState<"curl" | "python">("curl");
   const [said, setSaid] = useState("");
   const code = useRef<HTMLPreElement>(null);
@@ -14,7 +14,7 @@ export function Calls({ path, body }: { path: Path; body: Body }) {
   const copy = async () => setSaid(await copied(text, code.current!));
   return (
     <details class="calls">
-      <summary>The same call with curl or Python</summary>
+      <summary>{title} with curl or Python</summary>
       <div class="toolbar">
         <Choice
           label="Language" value={language} set={setLanguage}
@@ -23,7 +23,7 @@ export function Calls({ path, body }: { path: Path; body: Body }) {
         <button type="button" onClick={copy}>Copy</button>
         <span role="status">{said}</span>
       </div>
-      <pre ref={code} tabIndex={0} role="region" aria-label={`The call in ${language}`}>{text}</pre>
+      <pre ref={code} tabIndex={0} role="region" aria-label={`${title}, in ${language}`}>{text}</pre>
     </details>
   );
 }

@@ -148,7 +148,7 @@ export function Knobs({ settings, set, models, depths = null }: Editing & { dept
         set={(temperature) => set({ ...settings, temperature })}
       />
       <div class="pair">
-        <Whole label="Most tokens" value={settings.maxTokens} min={1} max={4096} set={(maxTokens) => set({ ...settings, maxTokens })} />
+        <Whole label="Max tokens" value={settings.maxTokens} min={1} max={4096} set={(maxTokens) => set({ ...settings, maxTokens })} />
         <Seed value={settings.seed} set={(seed) => set({ ...settings, seed })} />
       </div>
     </>

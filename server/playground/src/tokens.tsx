@@ -5,13 +5,13 @@ import { type Answer, type Base, type Choice, type Token, weight } from "./answe
 
 export const percent = (share: number) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 
-const quoted = (text: string) => `“${text}”`;
-
-/** A token's text where white space would not be seen. */
+/** A token's text where a line break, or white space alone, would not be seen. */
 function visible(text: string): string {
-  if (text === "") return "∅";
-  return text.trim() ? text : text.replaceAll("\n", "↵").replaceAll(" ", "␣");
+  return text.trim() ? text : text.replaceAll("\n", "↵").replaceAll(" ", "␣") || "∅";
 }
+
+/** The same by itself, where the space that it begins with would not be seen either. */
+const alone = (text: string) => visible(text).replace(/^ /, "␣");
 
 /** Whether thinking turned the base's word into another; null where that is not known. */
 export function changed(token: Token, base: Base | undefined): boolean | null {
@@ -80,7 +80,7 @@ export function Inspector({ answer, number, base, missing }: {
   return (
     <section class="inspector" aria-label="One token">
       <h3>
-        <code>{visible(token.text)}</code> <span>token {number + 1} of {answer.tokens.length}</span>
+        <code>{alone(token.text)}</code> <span>token {number + 1} of {answer.tokens.length}</span>
       </h3>
       <div class="columns">
         <Thoughts token={token} />
@@ -111,11 +111,11 @@ function Thoughts({ token }: { token: Token }) {
 }
 
 function Draft({ token, base, missing }: { token: Token; base: Base | undefined; missing: string }) {
-  if (!base) return <p class="draft">{missing}</p>;
+  if (!base) return missing ? <p class="draft">{missing}</p> : null;
   if (!changed(token, base)) return <p class="draft">Draft <strong>accepted</strong>: the base alone says the same.</p>;
   return (
     <p class="draft">
-      Draft <strong class="rejected">rejected</strong>: the base alone would have said <code>{visible(base.text)}</code>.
+      Draft <strong class="rejected">rejected</strong>: the base alone would have said <code>{alone(base.text)}</code>.
     </p>
   );
 }
@@ -135,7 +135,7 @@ function Choices({ mixed, base }: { mixed: Choice[]; base: Choice[] | undefined 
       <tbody>
         {texts.map((text) => (
           <tr key={text}>
-            <th scope="row"><code>{visible(text)}</code></th>
+            <th scope="row"><code>{alone(text)}</code></th>
             {base && <Share share={share(base, text)} kind="base" />}
             <Share share={share(mixed, text)} kind="mixed" />
           </tr>
@@ -152,5 +152,3 @@ function Share({ share, kind }: { share: number | null; kind: string }) {
 export function Bar({ share }: { share: number }) {
   return <span class="bar" aria-hidden="true"><span style={{ width: `${100 * Math.min(1, share)}%` }} /></span>;
 }
-
-export { quoted };

@@ -10,7 +10,7 @@ import { ExampleMenu, Knobs, ModelMenu, Question, begin, bodyOf, pathOf, usable 
 import { Summary } from "./summary";
 import { Inspector, Legend, Tokens } from "./tokens";
 
-const AT_ONCE = 64; // places that the base is asked about in one request
+const AT_ONCE = 16; // places that the base is asked about in one request
 
 export function Write({ models }: { models: Model[] }) {
   const examples = usable(WRITE, models);
@@ -31,8 +31,8 @@ export function Write({ models }: { models: Model[] }) {
       let last = NOTHING;
       for await (last of answers(pathOf(settings), body, signal)) setAnswer(last);
       if (!thinks) return;
-      for (let first = 0; first < last.tokens.length && !signal.aborted; first += AT_ONCE) {
-        const more = await bases(body, last, first, first + AT_ONCE);
+      for (let first = 0; first < last.tokens.length; first += AT_ONCE) {
+        const more = await bases(body, last, first, first + AT_ONCE, signal);
         setCompared((known) => [...known, ...more]);
       }
     });
