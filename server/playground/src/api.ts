@@ -13,6 +13,9 @@ export interface Model {
   capabilities: {
     thinking: boolean;
     max_thought_depth: number;
+    max_num_thoughts: number;
+    max_best_of: number;
+    max_self_correction_turns: number;
     self_correction: boolean;
     rankers: string[];
     probes: Probe[];

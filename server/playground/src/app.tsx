@@ -49,7 +49,7 @@ export function App() {
       </header>
       {models ? <Tabs models={models} /> : (
         <main class="plain">
-          <p role="status">{said}</p>
+          <p role="status">{!refused && said}</p>
           {!refused && <button type="button" onClick={load}>Try again</button>}
         </main>
       )}

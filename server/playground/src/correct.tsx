@@ -17,8 +17,6 @@ interface Reply {
   }[];
 }
 
-const MOST_TURNS = 2;
-
 export function Correct({ models }: { models: Model[] }) {
   const able = models.filter(({ capabilities }) => capabilities.self_correction);
   if (!able.length) return <p class="empty">This server has self-correction switched off.</p>;
@@ -28,11 +26,13 @@ export function Correct({ models }: { models: Model[] }) {
 function Correction({ models }: { models: Model[] }) {
   const examples = usable(CORRECT, models);
   const [settings, set] = useState(() => begin(examples[0]!, models));
-  const [turns, setTurns] = useState(1);
+  const [wanted, setTurns] = useState(1);
   const [attempts, setAttempts] = useState<string[]>([]);
   const running = useRun();
   const editing = { settings, set, models };
   const model = models.find(({ id }) => id === settings.model);
+  const most = model?.capabilities.max_self_correction_turns ?? 1;
+  const turns = Math.min(wanted, most);
   const body: Body = { ...bodyOf(settings, model), self_correction_turns: turns, return_drafts: true };
 
   const run = () =>
@@ -52,7 +52,7 @@ function Correction({ models }: { models: Model[] }) {
           <ExampleMenu {...editing} examples={examples} />
           <ModelMenu {...editing} />
           <Question {...editing} rows={3} />
-          <Slider label="Corrections" value={turns} min={1} max={MOST_TURNS} set={setTurns} hint="The bundled score-small has learned one." />
+          <Slider label="Corrections" value={turns} min={1} max={most} set={setTurns} hint="The bundled score-small has learned one." />
           <Knobs {...editing} />
         </>
       }

@@ -34,8 +34,6 @@ export interface Example extends Partial<Settings> {
   hint?: string;
 }
 
-const MOST_THOUGHTS = 8;
-
 export function pathOf(settings: Settings): Path {
   return settings.kind === "chat" ? "v1/chat/completions" : "v1/completions";
 }
@@ -61,8 +59,9 @@ export function begin(example: Example, models: Model[], old = PLAIN): Settings 
 }
 
 function within(settings: Settings, models: Model[]): Settings {
-  const most = models.find(({ id }) => id === settings.model)!.capabilities.max_thought_depth;
-  return { ...settings, depth: Math.min(settings.depth, most) };
+  const most = models.find(({ id }) => id === settings.model)!.capabilities;
+  const { depth, thoughts } = settings;
+  return { ...settings, depth: Math.min(depth, most.max_thought_depth), thoughts: Math.min(thoughts, most.max_num_thoughts) };
 }
 
 /** Those whose model is served. */
@@ -131,7 +130,7 @@ export function Knobs({ settings, set, models, depths = null }: Editing & { dept
             />
           )}
           <Slider
-            label="Parallel thoughts" value={settings.thoughts} min={1} max={MOST_THOUGHTS}
+            label="Parallel thoughts" value={settings.thoughts} min={1} max={model!.capabilities.max_num_thoughts}
             set={(thoughts) => set({ ...settings, thoughts })}
             hint={cold && "More than one needs a thought temperature above 0: else all are the same."}
           />

@@ -1,9 +1,12 @@
 // An answer token by token, tinted by how much its thoughts weighed; and what is known of one of them.
 
-import { useRef } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { type Answer, type Base, type Choice, type Token, weight } from "./answer";
 
-export const percent = (share: number) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+export function percent(share: number): string {
+  if (share > 0 && share < 0.0005) return "< 0.1 %";
+  return `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+}
 
 /** A token's text where a line break, or white space alone, would not be seen. */
 function visible(text: string): string {
@@ -35,6 +38,12 @@ export function Tokens({ answer, bases = [], marked = [], mark = "", picked, pic
   label: string;
 }) {
   const group = useRef<HTMLDivElement>(null);
+  const [held, hold] = useState<number | null>(null); // what is pointed at changes nothing while one is held
+  const press = (number: number) => {
+    hold(held === number ? null : number);
+    pick(number);
+  };
+  const point = (number: number) => (held === null || held !== picked) && pick(number);
   const last = answer.tokens.length - 1;
   const reachable = Math.min(picked ?? 0, last);
   const move = (event: KeyboardEvent) => {
@@ -51,8 +60,8 @@ export function Tokens({ answer, bases = [], marked = [], mark = "", picked, pic
           type="button" key={number} tabIndex={number === reachable ? 0 : -1} aria-current={number === picked}
           class={["token", changed(token, bases[number]) && "changed", marked[number] && "differs"].filter(Boolean).join(" ")}
           style={{ "--weight": weight(token) ?? 0 }} aria-label={described(token, bases[number], marked[number] ? mark : "")}
-          onFocus={() => pick(number)} onClick={() => pick(number)}
-          onPointerEnter={(event) => event.pointerType === "mouse" && pick(number)}
+          onFocus={() => pick(number)} onClick={() => press(number)}
+          onPointerEnter={(event) => event.pointerType === "mouse" && point(number)}
         >
           {visible(token.text)}
         </button>
@@ -120,12 +129,11 @@ function Draft({ token, base, missing }: { token: Token; base: Base | undefined;
   );
 }
 
+const MOST_ROWS = 6;
+
 function Choices({ mixed, base }: { mixed: Choice[]; base: Choice[] | undefined }) {
-  const texts = [...new Set([...mixed, ...(base ?? [])].map(({ text }) => text))];
-  const share = (choices: Choice[], text: string) => {
-    const found = choices.find((choice) => choice.text === text);
-    return found ? Math.exp(found.logprob) : null;
-  };
+  const likeliest = (text: string) => Math.max(...[...mixed, ...(base ?? [])].map((choice) => (choice.text === text ? choice.logprob : -Infinity)));
+  const texts = [...new Set([...mixed, ...(base ?? [])].map(({ text }) => text))].sort((one, other) => likeliest(other) - likeliest(one));
   return (
     <table class="choices">
       <caption>Likeliest tokens here</caption>
@@ -133,11 +141,11 @@ function Choices({ mixed, base }: { mixed: Choice[]; base: Choice[] | undefined 
         <tr><th scope="col">Token</th>{base && <th scope="col">Base alone</th>}<th scope="col">{base ? "Mixed" : "Probability"}</th></tr>
       </thead>
       <tbody>
-        {texts.map((text) => (
+        {texts.slice(0, MOST_ROWS).map((text) => (
           <tr key={text}>
             <th scope="row"><code>{alone(text)}</code></th>
-            {base && <Share share={share(base, text)} kind="base" />}
-            <Share share={share(mixed, text)} kind="mixed" />
+            {base && <Share choices={base} text={text} kind="base" />}
+            <Share choices={mixed} text={text} kind="mixed" />
           </tr>
         ))}
       </tbody>
@@ -145,8 +153,12 @@ function Choices({ mixed, base }: { mixed: Choice[]; base: Choice[] | undefined 
   );
 }
 
-function Share({ share, kind }: { share: number | null; kind: string }) {
-  return <td class={kind}>{share === null ? <span class="hint">below</span> : <><Bar share={share} /> {percent(share)}</>}</td>;
+/** How likely it is; of one that is not among the likeliest it is known that it is no likelier than the last of them. */
+function Share({ choices, text, kind }: { choices: Choice[]; text: string; kind: string }) {
+  const found = choices.find((choice) => choice.text === text);
+  const share = Math.exp(found?.logprob ?? Math.min(...choices.map(({ logprob }) => logprob)));
+  if (!found) return <td class={kind}>{share < 0.0005 ? percent(share) : `at most ${percent(share)}`}</td>;
+  return <td class={kind}><Bar share={share} /> {percent(share)}</td>;
 }
 
 export function Bar({ share }: { share: number }) {

@@ -38,7 +38,6 @@ interface Voting {
   samples: Sample[];
 }
 
-const MOST_SAMPLES = 16;
 const STRATEGIES: { value: Strategy; text: string }[] = [
   { value: "majority", text: "Majority" },
   { value: "likelihood", text: "Likelihood" },
@@ -54,7 +53,7 @@ const PATTERNS = [
 export function Vote({ models }: { models: Model[] }) {
   const examples = usable(VOTE, models);
   const [settings, set] = useState(() => begin(examples[0]!, models));
-  const [samples, setSamples] = useState(12);
+  const [wanted, setSamples] = useState(12);
   const [strategy, setStrategy] = useState<Strategy>("ranker");
   const [ranker, setRanker] = useState("");
   const [pattern, setPattern] = useState("full_text");
@@ -62,6 +61,8 @@ export function Vote({ models }: { models: Model[] }) {
   const running = useRun();
   const editing = { settings, set, models };
   const model = models.find(({ id }) => id === settings.model);
+  const most = model?.capabilities.max_best_of ?? 2;
+  const samples = Math.min(wanted, most);
   const rankers = model?.capabilities.rankers ?? [];
   const judge = rankers.includes(ranker) ? ranker : (rankers[0] ?? "");
   const own: Body = strategy === "ranker" ? { ranker: judge } : {};
@@ -84,7 +85,7 @@ export function Vote({ models }: { models: Model[] }) {
           <ExampleMenu {...editing} examples={examples} />
           <ModelMenu {...editing} />
           <Question {...editing} rows={3} />
-          <Slider label="Answers drawn" value={samples} min={2} max={MOST_SAMPLES} set={setSamples} />
+          <Slider label="Answers drawn" value={samples} min={2} max={most} set={setSamples} />
           <Choice label="Weighed by" value={strategy} set={setStrategy} options={STRATEGIES} />
           {strategy === "ranker" && (
             <Menu label="Ranker" value={judge} set={setRanker} options={rankers.map((name) => ({ value: name, text: name }))} />

@@ -40,7 +40,7 @@ export function Write({ models }: { models: Model[] }) {
   return (
     <Panel
       title="Write" running={running} run={run} label="Write"
-      about="Before each token the model thinks a little, unseen. Point at a token to see what it thought, and what it would have said without."
+      about="Before each token the model thinks a little, unseen. Point at a token to see what was thought, and what would have been said without; click it to hold it."
       form={
         <>
           <ExampleMenu {...editing} examples={examples} />
@@ -71,7 +71,7 @@ function Output({ answer, compared, busy, picked, pick }: {
       {answer.tokens.length > 0 ? (
         <Tokens answer={answer} bases={compared} picked={picked} pick={pick} label="Answer; arrow keys go from token to token" />
       ) : (
-        <p class="empty">Nothing is written yet.</p>
+        <p class="empty">Nothing is written yet: press “Write”, or Ctrl and Enter.</p>
       )}
       {thought && <Legend changes={compared.some((base, i) => base.draft !== answer.tokens[i]?.id)} />}
       {picked !== null && picked < answer.tokens.length && (
