@@ -40,7 +40,7 @@ def create_app(
     allowed_origins: Sequence[str] = (),
     playground: bool = False,
 ) -> FastAPI:
-    """The application of a service; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
+    """The application of a service, and its playground; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
     app = FastAPI(
         title="quietserve", version=version("quietserve"), docs_url=None, redoc_url=None, redirect_slashes=False
     )

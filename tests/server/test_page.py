@@ -47,7 +47,7 @@ def test_the_page_is_all_its_own(page: Client) -> None:
     links = re.findall(r'(?:href|src)="([^"]*)"', html)
     assert {f"/{link}" for link in links} == FILES.keys() - {"/"}  # relative, below whatever path a proxy puts them
     for path in FILES.keys() - {"/playground/icon.svg"}:
-        # React's message addresses and namespaces of SVG and HTML aside, nothing names another host.
+        # The namespaces of SVG and its like aside, nothing names another host.
         assert set(re.findall(r"https?://([\w.]+)", page.get(path).text)) <= {"www.w3.org"}
 
 

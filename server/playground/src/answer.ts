@@ -37,6 +37,7 @@ export interface Timings {
 
 export interface Answer {
   prompt: number[];
+  text: string;
   tokens: Token[];
   finish: string | null;
   hidden: number; // thought tokens
@@ -44,11 +45,13 @@ export interface Answer {
   warnings: string[];
 }
 
-export const NOTHING: Answer = { prompt: [], tokens: [], finish: null, hidden: 0, timings: {}, warnings: [] };
+export const NOTHING: Answer = { prompt: [], text: "", tokens: [], finish: null, hidden: 0, timings: {}, warnings: [] };
 
 /* What a reply or an event holds, as far as we read it. */
 interface Event {
   choices: {
+    text?: string;
+    delta?: { content: string };
     finish_reason: string | null;
     token_ids?: number[];
     thoughts?: Thought[];
@@ -93,6 +96,7 @@ function joined(answer: Answer, event: Event): Answer {
   const choice = event.choices[0];
   return {
     prompt: choice?.prompt_token_ids ?? event.prompt_token_ids ?? answer.prompt,
+    text: answer.text + (choice?.text ?? choice?.delta?.content ?? ""),
     tokens: choice ? [...answer.tokens, ...tokens(choice, answer.tokens.length)] : answer.tokens,
     finish: choice?.finish_reason ?? answer.finish,
     hidden: event.usage?.completion_tokens_details.reasoning_tokens ?? answer.hidden,
@@ -146,8 +150,4 @@ export async function bases(body: Body, answer: Answer, first: number, last: num
 export function weight(token: Token): number | null {
   if (!token.thoughts.length) return null;
   return token.thoughts.reduce((sum, thought) => sum + thought.mixing_weight, 0) / token.thoughts.length;
-}
-
-export function text(answer: Answer): string {
-  return answer.tokens.map((token) => token.text).join("");
 }

@@ -83,7 +83,7 @@ function Comparison({ models }: { models: Model[] }) {
             </div>
           ))}
         </div>
-        {both.some(({ tokens }) => tokens.length) ? <Legend changes={false} /> : <p class="empty">Nothing is compared yet.</p>}
+        {both.some(({ tokens }) => tokens.length) ? <Legend changes={false} /> : !running.busy && <p class="empty">Nothing is compared yet.</p>}
         {picked && both[picked.side]!.tokens[picked.number] && (
           <Inspector answer={both[picked.side]!} number={picked.number} base={undefined} missing="" />
         )}

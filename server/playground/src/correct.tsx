@@ -71,7 +71,7 @@ function Correction({ models }: { models: Model[] }) {
             ))}
           </ol>
         ) : (
-          <p class="empty">Nothing is answered yet.</p>
+          !running.busy && <p class="empty">Nothing is answered yet.</p>
         )}
       </section>
       <Calls path={pathOf(settings)} body={body} />

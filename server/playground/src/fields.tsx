@@ -73,7 +73,7 @@ export function Whole({ min = 0, max, ...field }: Field<number> & { min?: number
   return (
     <Labelled id={id} label={field.label} hint={field.hint}>
       <input
-        id={id} type="number" min={min} max={max} step={1} value={field.value} disabled={field.disabled}
+        id={id} type="number" required min={min} max={max} step={1} value={field.value} disabled={field.disabled}
         onInput={(event) => set(event.currentTarget.valueAsNumber)}
       />
     </Labelled>

@@ -61,6 +61,10 @@ function Robot({ models }: { models: Model[] }) {
   const own: Body = chosen ? { probes: [chosen.name] } : {};
   const body: Body = { model: name, prompt: `Question: ${worlds}\nAnswer:`, temperature: 0, max_tokens: MOST_TOKENS, ...own };
   const wrong = complaint(worlds);
+  const change = (text: string) => {
+    setWorlds(text);
+    setProgram(null);
+  };
   const example = KAREL.find((one) => one.worlds === worlds);
 
   const run = () =>
@@ -75,11 +79,11 @@ function Robot({ models }: { models: Model[] }) {
   return (
     <Panel
       title="Karel" running={running} run={run} label="Write a program"
-      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe reads in its hidden state whether it knows what the robot faces."
+      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe reads in its hidden state what the robot faces, beside what it does face."
       form={
         <>
           <Menu
-            label="Example" value={example?.name ?? ""} set={(value) => setWorlds(KAREL.find((one) => one.name === value)?.worlds ?? worlds)}
+            label="Example" value={example?.name ?? ""} set={(value) => change(KAREL.find((one) => one.name === value)?.worlds ?? worlds)}
             options={example ? options : [{ value: "", text: "Your own" }, ...options]} hint={example?.hint}
           />
           <Menu label="Model" value={name} set={setName} options={models.map(({ id }) => ({ value: id, text: id }))} />
@@ -87,7 +91,7 @@ function Robot({ models }: { models: Model[] }) {
             <Menu label="Probe" value={chosen.name} set={setProbe} options={probes.map((one) => ({ value: one.name, text: one.name }))} />
           )}
           <Text
-            label="Worlds" rows={6} value={worlds} set={setWorlds}
+            label="Worlds" rows={6} value={worlds} set={change}
             hint={wrong ? <strong class="rejected">{wrong}</strong> : "@ robot, # wall, * marker; = where the robot comes to, + and - markers."}
           />
         </>
@@ -142,6 +146,7 @@ function Stepper({ program: { pairs, steps, property } }: { program: Program }) 
     const timer = setTimeout(() => setAt(at + 1), PACE_MS);
     return () => clearTimeout(timer);
   }, [playing, at]);
+  const go = (to: number) => setAt(Math.max(0, Math.min(steps.length, to)));
   const play = () => {
     if (at === steps.length) setAt(0);
     setPlaying(!playing);
@@ -152,13 +157,13 @@ function Stepper({ program: { pairs, steps, property } }: { program: Program }) 
         {!steps.length ? "It wrote no program." : solved ? "The program does what is wanted in every world." : "The program does not do what is wanted."}
       </p>
       <div class="toolbar">
-        <button type="button" onClick={play} disabled={!steps.length}>{playing ? "Pause" : "Play"}</button>
-        <button type="button" onClick={() => setAt(at - 1)} disabled={at === 0}>Back</button>
-        <button type="button" onClick={() => setAt(at + 1)} disabled={at === steps.length}>Step</button>
+        <button type="button" onClick={play} aria-disabled={!steps.length}>{playing ? "Pause" : "Play"}</button>
+        <button type="button" onClick={() => go(at - 1)} aria-disabled={at === 0}>Back</button>
+        <button type="button" onClick={() => go(at + 1)} aria-disabled={at === steps.length}>Step</button>
         <span role="status">{at === 0 ? "Before the first step" : `After step ${at} of ${steps.length}: ${steps[at - 1]!.operation}`}</span>
       </div>
       <Worlds pairs={pairs} now={traces.map((worlds) => worlds[at]!)} ended={at === steps.length} />
-      <Steps steps={steps} worlds={traces[0]!.slice(1)} property={property} at={at} go={setAt} />
+      <Steps steps={steps} worlds={traces[0]!.slice(1)} property={property} at={at} go={go} />
     </>
   );
 }

@@ -4,7 +4,7 @@ export interface Sample {
   at: number; // seconds
   visible: number; // tokens decoded since the server began
   hidden: number;
-  forwards: number; // of forwards/token, the sum over requests
+  forwards: number; // of forwards/token, the sum over requests that think
   requests: number; // and how many those were
   accepted: number; // drafts
   rejected: number;
@@ -22,19 +22,21 @@ export interface Rates {
 }
 
 const PREFIX = "quietserve_";
+const OFF = 'thinking="off"';
+const THOUGHT = 'kind="thought"';
 
 export function readMetrics(text: string, at: number): Sample {
-  const lines = text.split("\n").filter((line) => line.startsWith(PREFIX));
+  const lines = text.split("\n");
   const sum = (name: string, label = "") =>
     lines
-      .filter((line) => /^[{ ]/.test(line.slice(PREFIX.length + name.length)) && line.startsWith(PREFIX + name) && line.includes(label))
+      .filter((line) => [" ", "{"].some((next) => line.startsWith(PREFIX + name + next)) && line.includes(label))
       .reduce((total, line) => total + Number(line.slice(line.lastIndexOf(" "))), 0);
   return {
     at,
-    visible: sum("generation_tokens_total", 'kind="visible"') + sum("generation_tokens_total", 'kind="discarded"'),
-    hidden: sum("generation_tokens_total", 'kind="thought"'),
-    forwards: sum("forwards_per_token_sum"),
-    requests: sum("forwards_per_token_count"),
+    visible: sum("generation_tokens_total") - sum("generation_tokens_total", THOUGHT),
+    hidden: sum("generation_tokens_total", THOUGHT),
+    forwards: sum("forwards_per_token_sum") - sum("forwards_per_token_sum", OFF),
+    requests: sum("forwards_per_token_count") - sum("forwards_per_token_count", OFF),
     accepted: sum("speculative_tokens_total", 'outcome="accepted"'),
     rejected: sum("speculative_tokens_total", 'outcome="rejected"'),
     running: sum("num_requests_running"),

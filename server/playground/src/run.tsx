@@ -49,7 +49,8 @@ export function Panel({ title, about, running, run, label, form, children }: {
     if (!running.busy) run();
   };
   const shortcut = (event: KeyboardEvent) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
+    const form = event.currentTarget as HTMLFormElement;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   };
   return (
     <>
@@ -62,7 +63,7 @@ export function Panel({ title, about, running, run, label, form, children }: {
           {form}
           <div class="actions">
             <button type="submit" class="primary" aria-disabled={running.busy}>{label}</button>
-            <button type="button" onClick={running.stop} disabled={!running.busy}>Stop</button>
+            <button type="button" onClick={running.stop} aria-disabled={!running.busy}>Stop</button>
           </div>
         </form>
         <div class="result">

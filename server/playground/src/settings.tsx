@@ -38,10 +38,12 @@ export function pathOf(settings: Settings): Path {
   return settings.kind === "chat" ? "v1/chat/completions" : "v1/completions";
 }
 
+export type Message = { role: "user" | "assistant"; content: string };
+
 /** The body of a request. One that names a preset leaves the rest to it. */
-export function bodyOf(settings: Settings, model: Model | undefined): Body {
+export function bodyOf(settings: Settings, model: Model | undefined, history: Message[] = []): Body {
   const { kind, prompt, seed } = settings;
-  const question: Body = kind === "chat" ? { messages: [{ role: "user", content: prompt }] } : { prompt };
+  const question: Body = kind === "chat" ? { messages: [...history, { role: "user", content: prompt }] } : { prompt };
   const named: Body = { model: settings.model, ...question, seed };
   if (model?.parent) return named;
   const body: Body = { ...named, max_tokens: settings.maxTokens, temperature: settings.temperature };

@@ -4,7 +4,11 @@ import type { Answer } from "./answer";
 import { percent } from "./tokens";
 
 export function Summary({ answer, busy }: { answer: Answer; busy: boolean }) {
-  return <p class="summary" role="status">{busy ? <span class="thinking">Thinking</span> : describe(answer)}</p>;
+  return <p class="summary" role="status">{busy ? <span class="thinking">Thinking</span> : told(answer)}</p>;
+}
+
+function told(answer: Answer) {
+  return <>{answer.text && <span class="unseen">The answer: {answer.text}</span>} {describe(answer)}</>;
 }
 
 function describe({ tokens, hidden, finish, timings }: Answer): string {

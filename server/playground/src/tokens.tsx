@@ -16,9 +16,9 @@ function visible(text: string): string {
 /** The same by itself, where the space that it begins with would not be seen either. */
 const alone = (text: string) => visible(text).replace(/^ /, "␣");
 
-/** Whether thinking turned the base's word into another; null where that is not known. */
-export function changed(token: Token, base: Base | undefined): boolean | null {
-  return base ? base.draft !== token.id : null;
+/** Whether thinking is known to have turned the base's draft into another token. */
+export function changed(token: Token, base: Base | undefined): boolean {
+  return base !== undefined && base.draft !== token.id;
 }
 
 function described(token: Token, base: Base | undefined, mark: string): string {

@@ -97,7 +97,7 @@ export function Vote({ models }: { models: Model[] }) {
     >
       <section aria-label="Votes" aria-busy={running.busy}>
         <p role="status" class="verdict">{running.busy ? <span class="thinking">Drawing answers</span> : voting && verdict(voting)}</p>
-        {voting ? <Groups voting={voting} /> : <p class="empty">Nobody has voted yet.</p>}
+        {voting ? <Groups voting={voting} /> : !running.busy && <p class="empty">Nobody has voted yet.</p>}
       </section>
       <Calls path={pathOf(settings)} body={body} />
     </Panel>

@@ -68,6 +68,18 @@ test("a server that is gone is told, and looked for again", async () => {
   await page.getByRole("dialog").waitFor();
 });
 
+test("a server that loads its model is asked until it has it", async () => {
+  const { page } = await open(browser, server.url);
+  let left = 2;
+  const error = { message: "The model is being loaded.", type: "server_error", param: null, code: "model_loading" };
+  await page.route("**/v1/models", (route) => (left-- > 0 ? route.fulfill({ status: 503, json: { error } }) : route.continue()));
+  await page.evaluate((key) => sessionStorage.setItem("quietserve-api-key", key), KEY);
+  await page.reload();
+  await page.getByText("The model is being loaded.").waitFor();
+  await page.getByRole("tab", { name: "Write" }).waitFor();
+  assert.equal(left, -1);
+});
+
 for (const [what, prepare] of [
   ["readable streams", "delete window.ReadableStream"],
   ["dialogs", "delete window.HTMLDialogElement"],

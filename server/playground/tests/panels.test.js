@@ -21,9 +21,15 @@ async function opened(id, settings) {
 
 test("write: an answer is streamed, and each token shows its thought, the base beside it, and its draft", async () => {
   const { page, shown, run, ...rest } = await opened("write");
+  await page.evaluate(() => {
+    const count = () => document.querySelectorAll("#panel-write .tokens .token").length;
+    window.counts = new Set();
+    new MutationObserver(() => window.counts.add(count())).observe(document.body, { subtree: true, childList: true });
+  });
   await run();
+  assert.ok((await page.evaluate(() => window.counts.size)) > 5); // it grew, and was not there at once
   await shown.locator(".tokens .changed").first().waitFor();
-  assert.match(await text(shown.locator(".summary")), /^\d+ tokens and \d+ hidden ones · .*tokens\/s · .*forwards\/token · \d+ % of drafts accepted$/);
+  assert.match(await text(shown.locator(".summary")), /\d+ tokens and \d+ hidden ones · .*tokens\/s · .*forwards\/token · \d+ % of drafts accepted$/);
 
   // The drafts that the page found rejected are those that the server's own books have.
   const accepted = /(\d+) % of drafts/.exec(await text(shown.locator(".summary")))[1];
@@ -67,6 +73,37 @@ test("write: chat, several thoughts, and an error in the server's own words", as
   await run();
   assert.match(await text(shown.locator("[role=alert]")), /^num_thoughts: /);
   assert.equal(rest.complaints.length, 1); // Chromium itself tells of the 400
+});
+
+test("write: a conversation goes on, and is forgotten", async () => {
+  const { page, shown, run, ...rest } = await opened("write");
+  await choose(shown, "Example", "Who has the ball?");
+  await run();
+  await shown.getByRole("button", { name: "Go on" }).click();
+  await shown.getByLabel("Message").fill("Who had it first?");
+  const sent = page.waitForRequest("**/v1/chat/completions");
+  await run();
+  const { messages } = (await sent).postDataJSON();
+  assert.deepEqual(messages.map(({ role }) => role), ["user", "assistant", "user"]);
+  assert.deepEqual(messages.slice(1).map(({ content }) => content), ["Fred", "Who had it first?"]);
+  assert.match(await text(shown.locator(".history")), /You\s+Anna has the ball[\s\S]*Model\s+Fred/);
+  await assertClean({ page, ...rest });
+  await shown.getByRole("button", { name: "Forget" }).click();
+  assert.equal(await shown.locator(".history").count(), 0);
+});
+
+test("write: a held token stays while others are pointed at", async () => {
+  const { shown, run } = await opened("write");
+  await run();
+  const number = () => text(shown.locator(".inspector h3 span"));
+  await tokens(shown).nth(3).hover();
+  assert.match(await number(), /^token 4 /);
+  await tokens(shown).nth(1).click();
+  await tokens(shown).nth(3).hover();
+  assert.match(await number(), /^token 2 /);
+  await tokens(shown).nth(1).click();
+  await tokens(shown).nth(3).hover();
+  assert.match(await number(), /^token 4 /);
 });
 
 test("write: a long answer can be stopped", async () => {

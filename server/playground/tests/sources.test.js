@@ -30,6 +30,29 @@ test("a difference leads from one text to the other, and keeps what they share",
   assert.deepEqual(words(" two  words\n"), [" two", "  words"]);
 });
 
+test("metrics are summed over models, and a server that began anew has no negative pace", async () => {
+  const { rates, readMetrics } = await source("metrics");
+  const text = `# HELP quietserve_num_requests_running so many
+quietserve_num_requests_running{model_name="a"} 1.0
+quietserve_num_requests_running{model_name="b"} 2.0
+quietserve_num_requests_waiting 4.0
+quietserve_num_requests_waiting_room 9.0
+quietserve_generation_tokens_total{kind="visible",model_name="a"} 10.0
+quietserve_generation_tokens_total{kind="discarded",model_name="b"} 20.0
+quietserve_generation_tokens_total{kind="thought",model_name="a"} 1e+02
+quietserve_forwards_per_token_sum{model_name="a",thinking="fixed"} 3.0
+quietserve_forwards_per_token_count{model_name="a",thinking="fixed"} 2.0
+quietserve_forwards_per_token_sum{model_name="a",thinking="off"} 5.0
+quietserve_forwards_per_token_count{model_name="a",thinking="off"} 5.0
+quietserve_speculative_tokens_total{model_name="a",outcome="accepted"} 9.0
+quietserve_speculative_tokens_total{model_name="a",outcome="rejected"} 1.0
+quietserve_speculative_tokens_total{model_name="a",outcome="dropped"} 7.0
+`;
+  const [none, all] = [readMetrics("", 0), readMetrics(text, 2)];
+  assert.deepEqual(rates(none, all), { visible: 15, hidden: 50, forwards: 1.5, accepted: 0.9, running: 3, waiting: 4 });
+  assert.deepEqual(rates(all, { ...none, at: 4 }), { visible: 0, hidden: 0, forwards: null, accepted: null, running: 0, waiting: 0 });
+});
+
 test("Karel's worlds are read and run as the package does it", async () => {
   const { isBlocked, read, same, trace } = await source("worlds");
   const tasks = python(`
