@@ -44,9 +44,13 @@ export function Panel({ title, about, running, run, label, form, children }: {
   form: ComponentChildren;
   children: ComponentChildren;
 }) {
+  const result = useRef<HTMLDivElement>(null);
   const submit = (event: Event) => {
     event.preventDefault();
-    if (!running.busy) run();
+    if (running.busy) return;
+    run();
+    const { top } = result.current!.getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) result.current!.scrollIntoView(); // on a phone the form is above it
   };
   const shortcut = (event: KeyboardEvent) => {
     const form = event.currentTarget as HTMLFormElement;
@@ -66,7 +70,7 @@ export function Panel({ title, about, running, run, label, form, children }: {
             <button type="button" onClick={running.stop} aria-disabled={!running.busy}>Stop</button>
           </div>
         </form>
-        <div class="result">
+        <div class="result" ref={result}>
           {running.error && <p class="error" role="alert">{running.error}</p>}
           {children}
         </div>

@@ -251,6 +251,8 @@ for (const [name, settings] of [["phone", { width: 360 }], ["dark", { colorSchem
     for (const id of ["write", "compare", "correct", "vote", "karel"]) {
       const { page, shown, run, close, ...rest } = await opened(id, settings);
       await run();
+      const top = await shown.locator(".result").evaluate((result) => result.getBoundingClientRect().top / innerHeight);
+      assert.ok(top >= 0 && top < 0.6, `the result of ${id} begins ${top} windows down`);
       if (id === "write") await tokens(shown).first().click();
       if (id === "write") await shoot(page, `playground-${name}`);
       for (const calls of await shown.locator(".calls summary").all()) await calls.click();
