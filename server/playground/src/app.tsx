@@ -62,23 +62,24 @@ function KeyDialog({ again }: { again: () => Promise<void> }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [typed, setTyped] = useState("");
   const [wrong, setWrong] = useState(key.get() !== "");
-  useEffect(() => dialog.current!.showModal(), []);
+  const show = () => dialog.current?.showModal();
+  useEffect(show, []);
   const submit = async (event: Event) => {
     event.preventDefault();
-    key.set(typed.trim());
+    key.set(typed);
     setWrong(false);
     await again();
     setWrong(true); // where it is right, this dialog is gone
   };
   return (
-    <dialog ref={dialog} aria-labelledby="key-title" onCancel={(event) => event.preventDefault()}>
+    <dialog ref={dialog} aria-labelledby="key-title" onCancel={(event) => event.preventDefault()} onClose={show}>
       <form onSubmit={submit}>
         <h2 id="key-title">This server wants an API key</h2>
         <p>It stays in this tab until the tab is closed, and is sent to this server alone.</p>
         <div class="field">
           <label for="key">API key</label>
           <input
-            id="key" type="password" autocomplete="off" required value={typed} aria-invalid={wrong} aria-describedby="key-wrong"
+            id="key" type="password" autocomplete="off" required pattern="[!-~]+" title="Visible ASCII characters, as in any key" value={typed} aria-invalid={wrong} aria-describedby="key-wrong"
             onInput={(event) => setTyped(event.currentTarget.value)}
           />
         </div>

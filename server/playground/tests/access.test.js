@@ -24,8 +24,11 @@ test("a page without the key asks for it, again where it is wrong, and keeps it 
   await dialog.getByLabel("API key").fill("wrong");
   await page.keyboard.press("Enter");
   await dialog.getByText("That key is not valid.").waitFor();
-  await page.keyboard.press("Escape");
-  assert.ok(await dialog.isVisible());
+  for (let times = 0; times < 3; times++) await page.keyboard.press("Escape"); // Chromium lets a second one close it
+  await dialog.waitFor();
+  await dialog.getByLabel("API key").fill("schlüssel");
+  await page.keyboard.press("Enter");
+  assert.ok(await dialog.getByLabel("API key").evaluate((input) => input.matches(":invalid"))); // no header can hold it
   await assertClean({ page, complaints: refusals(complaints) });
 
   await dialog.getByLabel("API key").fill(KEY);
