@@ -1,6 +1,6 @@
 // Two depths side by side, with one seed: what deeper thoughts change.
 
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { type Answer, NOTHING, answers, told } from "./answer";
 import type { Body, Model } from "./api";
 import { Calls } from "./calls";
@@ -47,7 +47,7 @@ function Comparison({ models }: { models: Model[] }) {
       return Promise.all(SIDES.map((side) => one(side, signal)));
     });
 
-  const marked = running.busy ? [[], []] : differences(both);
+  const marked = useMemo(() => (running.busy ? [[], []] : differences(both)), [running.busy, both]);
   return (
     <Panel
       title="Compare depths" running={running} run={run} label="Compare"

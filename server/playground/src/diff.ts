@@ -24,8 +24,8 @@ export function diff<T>(before: T[], after: T[]): Part<T>[] {
 }
 
 /** [i][j]: how much `before` from i on and `after` from j on have in common. */
-function table<T>(before: T[], after: T[]): number[][] {
-  const lengths = Array.from({ length: before.length + 1 }, () => new Array<number>(after.length + 1).fill(0));
+function table<T>(before: T[], after: T[]): Uint16Array[] {
+  const lengths = Array.from({ length: before.length + 1 }, () => new Uint16Array(after.length + 1));
   for (let i = before.length - 1; i >= 0; i--) {
     for (let j = after.length - 1; j >= 0; j--) {
       const same = before[i] === after[j];

@@ -28,6 +28,7 @@ export function useRun(): Running {
     } catch (failure) {
       if (isLatest()) setError(describe(failure));
     } finally {
+      own.abort(); // of two at once, the one that is left
       if (isLatest()) setBusy(false);
     }
   };
