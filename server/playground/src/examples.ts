@@ -51,6 +51,7 @@ export const CORRECT: Example[] = [
   { ...SCORE, name: "Signs for 2 5 3 6 6", prompt: "2 5 3 6 6 make 9.", temperature: 0 },
   { ...SCORE, name: "Signs for 4 7 10 4 10", prompt: "4 7 10 4 10 make 5.", temperature: 0 },
   { ...SCORE, name: "Signs for 8 1 7 5 2, right at once", prompt: "8 1 7 5 2 make 5.", temperature: 0 },
+  { ...QUIET, name: "A dial, three steps", prompt: asked(DIAL), hint: "quiet-small has not learned to correct itself; score-small, served beside it, has." },
   ...ANY,
 ];
 
