@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: serve test test-clients test-slow faults soak venv lint format
+PLAYGROUND := server/playground
+PLAYGROUND_BUILT := node_modules/.built
+
+.PHONY: serve test test-clients test-slow test-browser playground check-playground faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -17,6 +20,15 @@ test-clients: venv  ## clients whose pins conflict with ours, each in an environ
 
 test-slow: venv  ## what takes minutes: the Dockerfile's steps in a new environment, longer runs of clients
 	$(BIN)/python -m pytest -m slow
+
+test-browser: venv $(PLAYGROUND)/node_modules  ## the playground, driven in Chromium; SCREENSHOTS=docs/images keeps pictures
+	cd $(PLAYGROUND) && QUIETSERVE=$(CURDIR)/$(BIN)/quietserve SCREENSHOTS=$(addprefix $(CURDIR)/,$(SCREENSHOTS)) npm --silent test
+
+playground: $(PLAYGROUND)/node_modules  ## bundle the playground's sources into what is served; needs node 20 or later
+	cd $(PLAYGROUND) && npm --silent run build
+
+check-playground: $(PLAYGROUND)/node_modules  ## the bundle is that of the sources, byte for byte
+	cd $(PLAYGROUND) && npm --silent run build -- $(PLAYGROUND_BUILT) && diff --recursive page $(PLAYGROUND_BUILT)
 
 faults: venv  ## every fault twenty times as often, 10,000 malformed bodies; a quarter of an hour
 	FAULTS=20 FAULTS_TABLE=docs/results/faults.json $(BIN)/python -m pytest tests/test_faults.py
@@ -32,6 +44,10 @@ lint: venv  ## format, lint and types, as CI runs them
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(PLAYGROUND)/node_modules: $(PLAYGROUND)/package.json $(PLAYGROUND)/package-lock.json
+	cd $(PLAYGROUND) && npm ci --no-audit --no-fund
+	@touch $@
 
 venv: $(STAMP)
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
     service = _service(settings)
-    app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins)
+    app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins, playground=settings.playground)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_LAST_REPLIES_S

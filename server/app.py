@@ -19,6 +19,7 @@ from .errors import EXPECTED, ContentTypeError, TooLargeError, as_api_error, err
 from .logs import request_id as logged_request_id
 from .metrics import Metrics
 from .openapi import with_limits
+from .page import FILES, page
 from .routes import router
 from .service import Service
 
@@ -37,8 +38,9 @@ def create_app(
     *,
     keys: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
+    playground: bool = False,
 ) -> FastAPI:
-    """The application of a service; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
+    """The application of a service, and its playground; `keys` open it, pages of `allowed_origins` may ask it from a browser."""
     app = FastAPI(
         title="quietserve", version=version("quietserve"), docs_url=None, redoc_url=None, redirect_slashes=False
     )
@@ -46,11 +48,13 @@ def create_app(
     describe = app.openapi
     app.openapi = lambda: with_limits(describe(), service.limits())  # type: ignore[method-assign]
     app.include_router(router)
+    if playground:
+        app.include_router(page)
     for kind in EXPECTED:
         app.add_exception_handler(kind, lambda request, error: tell(error, _books_of(request, service)))
     # The last one added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(KeyGuard, keys=keys)
+    app.add_middleware(KeyGuard, keys=keys, without=OPEN | FILES.keys() if playground else OPEN)
     app.add_middleware(Teller, metrics=service.metrics)
     if allowed_origins:
         app.add_middleware(

@@ -1,7 +1,7 @@
 """The API key: who may ask."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import sha256
 
 from starlette.datastructures import Headers
@@ -13,20 +13,21 @@ OPEN = frozenset({"/health", "/ready", "/ping"})  # what a load balancer asks, a
 
 
 class KeyGuard:
-    """Asks every request for a key, but those for a path that is, letter by letter, one of `OPEN`.
+    """Asks every request for a key, but those for a path that is, letter by letter, one of `without`.
 
     Args:
         app: what it guards.
         keys: each of them will do; none lets everybody in.
+        without: paths that need no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, keys: Sequence[str], without: Set[str] = OPEN) -> None:
+        self.app, self._without = app, without
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises ApiKeyError."""
-        if self._digests and scope["type"] != "lifespan" and scope["path"] not in OPEN:
+        if self._digests and scope["type"] != "lifespan" and scope["path"] not in self._without:
             self._check(Headers(scope=scope))
         await self.app(scope, receive, send)
 

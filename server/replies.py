@@ -276,6 +276,9 @@ class Capabilities(BaseModel):
 
     thinking: bool
     max_thought_depth: int
+    max_num_thoughts: int
+    max_best_of: int
+    max_self_correction_turns: int
     self_correction: bool
     rankers: list[str]
     probes: list[ProbeDescription]

@@ -242,6 +242,9 @@ def _describe_model(request: Request, name: str) -> ModelReply:
     capabilities = Capabilities(
         thinking=engine.max_thought_depth > 0,
         max_thought_depth=engine.max_thought_depth,
+        max_num_thoughts=limits["num_thoughts"],
+        max_best_of=limits["best_of"],
+        max_self_correction_turns=limits["self_correction_turns"],
         self_correction=limits["self_correction_turns"] > 0,
         rankers=pipeline.rankers,
         probes=[_describe_probe(name, config) for name, config in engine.probes.items()],

@@ -172,6 +172,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = flag(
         (), _origin, "an origin whose pages a browser lets ask this server; * is any (default: none)", many=True
     )
+    playground: bool = flag(True, boolean, "a page to try everything on, at /")
     request_timeout: float | None = flag(
         None, seconds, "seconds that a request may take, unless it asks for less (default: no limit)", metavar="S"
     )

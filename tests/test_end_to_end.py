@@ -455,5 +455,7 @@ def test_the_wheel_serves_the_bundled_checkpoint(tmp_path: Path) -> None:
             f"{server.url}/v1/completions", json=asked | {"temperature": 0, "thought_depth": 12}, timeout=60
         )
         assert reply.json()["choices"][0]["text"].strip() == "7"
+        for path in ("/", "/playground/app.js", "/playground/app.css", "/playground/icon.svg"):
+            assert httpx.get(server.url + path).status_code == 200, path
         server.process.terminate()
         assert server.process.wait(30) == 0

@@ -28,6 +28,9 @@ def test_models(client: Client) -> None:
     assert model["capabilities"] == {
         "thinking": True,
         "max_thought_depth": 16,
+        "max_num_thoughts": 8,
+        "max_best_of": 16,
+        "max_self_correction_turns": 2,
         "self_correction": True,
         "rankers": ["min_logprob", "logprob"],
         "probes": [],

@@ -44,6 +44,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "api-key": ("secret", ("secret",)),
     "api-key-file": ("keys.txt", "keys.txt"),
     "allowed-origins": ("https://example.org/", ("https://example.org",)),
+    "playground": ("no", False),
     "request-timeout": ("2.5", 2.5),
     "shutdown-timeout": ("1.5", 1.5),
     "metrics-compat": ("vllm", "vllm"),
