@@ -33,7 +33,7 @@ class NamedPath:
 
 
 def parse_ranker(text: str) -> NamedPath:
-    """A ranker from NAME=PATH. Raises ValueError."""
+    """A ranker, written as `_named_path` reads it. Raises ValueError."""
     ranker = _named_path(text, "a ranker", "checker=runs/ranker")
     if ranker.name in SELF_RANKERS:
         raise ValueError(f"{ranker.name!r} is a ranker that needs no training; call this one otherwise")
@@ -41,23 +41,22 @@ def parse_ranker(text: str) -> NamedPath:
 
 
 def parse_model(text: str) -> NamedPath:
-    """A further model from NAME=PATH, or a path alone, whose last part is then the name. Raises ValueError."""
-    if "=" in text:
-        return _named_path(text, "a further model", "karel=runs/karel")
-    if not (path := text.strip()):
-        raise ValueError("a further model is a checkpoint, or NAME=PATH")
-    return NamedPath(Path(path).resolve().name, path)
+    """A further model, written in the same way. Raises ValueError."""
+    return _named_path(text, "a further model", "karel=runs/karel")
 
 
 def parse_probe(text: str) -> NamedPath:
-    """A probe from NAME=PATH. Raises ValueError."""
+    """A probe, written in the same way. Raises ValueError."""
     return _named_path(text, "a probe", "karel.direction=runs/probe")
 
 
 def _named_path(text: str, what: str, example: str) -> NamedPath:
+    """From NAME=PATH, or a path alone, whose last part is then the name."""
+    if "=" not in text and (alone := text.strip()):
+        return NamedPath(Path(alone).resolve().name, alone)
     name, _, path = (part.strip() for part in text.partition("="))
     if not name or not path:
-        raise ValueError(f"{what} is written NAME=PATH, for example {example}")
+        raise ValueError(f"{what} is written NAME=PATH or PATH, for example {example}")
     return NamedPath(name, path)
 
 
@@ -104,15 +103,15 @@ class Settings:
     ranker: tuple[NamedPath, ...] = flag(
         (),
         parse_ranker,
-        "load a trained ranker, a folder or a bundled one, that requests call by this name",
-        metavar="NAME=PATH",
+        "load a trained ranker, a folder or a bundled one, that requests call by this name (default: its own)",
+        metavar="[NAME=]PATH",
         many=True,
     )
     probe: tuple[NamedPath, ...] = flag(
         (),
         parse_probe,
-        "load a probe of the model's states, a folder or a bundled one, that requests call by this name",
-        metavar="NAME=PATH",
+        "load a probe of the model's states, a folder or a bundled one, that requests call by this name (default: its own)",
+        metavar="[NAME=]PATH",
         many=True,
     )
     skip_bad_probes: bool = flag(False, boolean, "start without a probe that cannot be loaded")

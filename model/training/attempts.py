@@ -197,6 +197,8 @@ def _check(args: argparse.Namespace) -> None:
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
     for name in ("random", "copies", "foreign", "asides", "lucky"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")
+    require(args, "tries", args.tries == 1 or args.asides > 0, "left out without --asides")
+    require(args, "lucky", not args.lucky or args.asides > 0, "left out without --asides")
     require(args, "lr", args.lr > 0, "above 0")
     require(args, "families", set(args.families) <= set(SEARCHES), "among " + ", ".join(SEARCHES))
 

@@ -19,7 +19,7 @@ from quietserve.server.pipeline import Pipeline
 from quietserve.server.presets import Preset, parse_preset
 from quietserve.server.scheduler import Attempt, QueueFullError, Ticket
 from quietserve.server.service import Service
-from quietserve.server.settings import Settings, SettingsError, check_config
+from quietserve.server.settings import NamedPath, Settings, SettingsError, check_config
 
 ASKED = {"prompt": "Say", "max_tokens": 64}
 
@@ -203,6 +203,14 @@ def settings(*argv: str) -> Settings:
     return Settings.from_args(["folder", *argv], {})
 
 
+def test_what_has_no_name_is_called_as_its_folder_is() -> None:
+    """A bundled ranker once had to be written `score-ranker=score-ranker`, and a bundled model not."""
+    told = settings("--also", "runs/karel/", "--ranker", "score-ranker", "--probe", "runs/probes/turned")
+    assert told.also == (NamedPath("karel", "runs/karel/"),)
+    assert told.ranker == (NamedPath("score-ranker", "score-ranker"),)
+    assert told.probe == (NamedPath("turned", "runs/probes/turned"),)
+
+
 def test_presets_belong_to_a_model() -> None:
     """The first, unless they say otherwise."""
     told = settings(
@@ -223,8 +231,8 @@ def test_presets_belong_to_a_model() -> None:
         (["--also", "a=x", "--also", "a=y"], "argument --also: two models are called 'a'"),
         (["--also", "a=x", "--model-preset", "a={}"], "argument --model-preset: two models are called 'a'"),
         (["--also", "a=x", "--served-model-name", "a"], "argument --also: two models are called 'a'"),
-        (["--also", "=x"], "a further model is written NAME=PATH"),
-        (["--also", " "], "a further model is a checkpoint, or NAME=PATH"),
+        (["--also", "=x"], "a further model is written NAME=PATH or PATH"),
+        (["--also", " "], "a further model is written NAME=PATH or PATH"),
         (["--also", "folder=x"], "argument --also: two models are called 'folder'"),
         (["--also", "elsewhere/folder"], "argument --also: two models are called 'folder'"),
         (["--model-preset", "folder={}"], "argument --model-preset: two models are called 'folder'"),

@@ -43,9 +43,9 @@ def measure(evaluation: Evaluation, items: Sequence[Item], depths: Sequence[int]
         firsts, seconds = _attempt(evaluation, items, depth, sizes[-1])
         curve, values = zip(*(_point(items, firsts, seconds, pairs, evaluation.seed) for pairs in sizes), strict=True)
         last = curve[-1]
-        cell = {name: last["corrected"][name] for name in ("value", "ci95")} | {"n": len(items), "curve": list(curve)}
-        ranked = {name: last["corrected"][name] for name in ("ranked",) if name in last["corrected"]}
-        yield Measured(depth, cell | ranked | {name: last[name] for name in ("parallel", "ahead")}, values[-1])
+        told = {name: last["corrected"][name] for name in ("value", "ci95", "ranked") if name in last["corrected"]}
+        cell = told | {"n": len(items), "curve": list(curve)} | {name: last[name] for name in ("parallel", "ahead")}
+        yield Measured(depth, cell, values[-1])
 
 
 def _attempt(evaluation: Evaluation, items: Sequence[Item], depth: int, pairs: int) -> tuple[list[Round], list[Round]]:

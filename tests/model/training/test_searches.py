@@ -239,6 +239,9 @@ def test_there_are_problems_enough(family: str) -> None:
         (["--instruction", " "], "instruction is ' '; it must be a text that is not blank"),
         (["--steps", "0"], "--steps is 0; it must be 1 or more"),
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
+        (["--asides", "1", "--lucky", "2"], "--lucky is 2.0; it must be between 0 and 1"),
+        (["--lucky", "0.5"], "--lucky is 0.5; it must be left out without --asides"),
+        (["--tries", "3"], "--tries is 3; it must be left out without --asides"),
     ],
 )
 def test_arguments_that_cannot_be(
