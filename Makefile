@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PLAYGROUND := server/playground
 PLAYGROUND_BUILT := node_modules/.built
 
-.PHONY: serve test test-clients test-slow test-browser playground check-playground faults soak venv lint format
+.PHONY: serve test test-clients test-slow test-browser docs playground check-playground faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -23,6 +23,9 @@ test-slow: venv  ## what takes minutes: the Dockerfile's steps in a new environm
 
 test-browser: venv $(PLAYGROUND)/node_modules  ## the playground, driven in Chromium; SCREENSHOTS=docs/images keeps pictures
 	cd $(PLAYGROUND) && QUIETSERVE=$(CURDIR)/$(BIN)/quietserve SCREENSHOTS=$(addprefix $(CURDIR)/,$(SCREENSHOTS)) npm --silent test
+
+docs: venv  ## the documentation, into site/: open site/index.html, no network is needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 playground: $(PLAYGROUND)/node_modules  ## bundle the playground's sources into what is served; needs node 20 or later
 	cd $(PLAYGROUND) && npm --silent run build

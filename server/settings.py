@@ -165,7 +165,11 @@ class Settings:
     )
 
     api_key: tuple[str, ...] = flag(
-        (), _key, "a key that requests must have; others can see a command line, so rather", many=True, secret=True
+        (),
+        _key,
+        "a key that requests must have; others can see a command line, so rather use --api-key-file",
+        many=True,
+        secret=True,
     )
     api_key_file: str | None = flag(None, str, "a file of keys, one a line", metavar="FILE")
     allowed_origins: tuple[str, ...] = flag(

@@ -49,10 +49,11 @@ from .tasks.item import Item, Wording
 from .thinker import checkpoint_gradients
 from .trained import twin
 
-# What they are if not given: as published, but for beta1. With the paper's, first answers grow alike (docs/self_correction.md).
+# What was measured of both defaults is in docs/results/self_correction.md. The knobs are as published, but for beta1: with the
+# paper's, first answers grow alike.
 KNOBS = {"alpha": 10.0, "beta1": 0.3, "beta2": 0.1, "gamma": 1.0}
 PUBLISHED_BETA1 = 0.01
-DEFAULT_ARM = "no-stage-1"  # of three seeds each better than both stages, also in votes (docs/self_correction.md)
+DEFAULT_ARM = "no-stage-1"  # of three seeds each better than both stages, also in votes
 # The knobs that each arm reads: one that is given and not read is an error.
 ARMS = {
     "score": ("alpha", "beta1", "beta2"),

@@ -208,7 +208,7 @@ def test_a_prompt_longer_than_the_context_is_named(
 
 @pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
 def test_the_bundled_checkpoint_thinks() -> None:
-    """More right answers at depth 12 than at depth 0; 40 problems a family, the table in the README has 2000."""
+    """More right answers at depth 12 than at depth 0; 40 problems a family, the table in docs has 2000."""
     loaded = checkpoint.load(DEFAULT)
     report = evaluate(loaded, [0, 12], n=40, seed=77, tasks=BUNDLED)
     for cells in report["tasks"].values():
@@ -224,19 +224,3 @@ def test_the_bundled_checkpoint_gains_on_hard_tokens() -> None:
     gains = [tenth["gain"] for tenth in report["tasks"]["dial"]["perplexity"]["12"]["tenths"]]
     assert gains[9] > 0.2
     assert gains[9] > 5 * max(gains[:5])
-
-
-@pytest.mark.skipif(not DEFAULT.exists(), reason="no bundled checkpoint")
-def test_the_readmes_questions_are_answered_right() -> None:
-    """A person's first question is one of these."""
-    readme = (Path(__file__).parents[4] / "README.md").read_text()
-    dial = re.search(r'"prompt": "(.+?)"', readme)
-    swaps = re.search(r'"content": "(.+?)"', readme)
-    assert dial is not None
-    assert swaps is not None
-    loaded = checkpoint.load(DEFAULT)
-    prompts = [loaded.tokens.encode(dial[1].replace("\\n", "\n"))]
-    prompts.append(loaded.tokens.render([{"role": "user", "content": swaps[1]}]))
-    decoder = Decoder(loaded.model, loaded.tokens, Cache(loaded.model.backbone, 2, 128, 12))
-    params = SamplingParams(max_tokens=8, temperature=0, thought_depth=12, thought_temperature=0)
-    assert [answer.text.strip() for answer in generate(decoder, prompts, params)] == ["6", "Ben"]
