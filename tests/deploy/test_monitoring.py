@@ -277,10 +277,12 @@ def wait_for(condition: Callable[[], Any], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def watched(prometheus: Prometheus, url: str) -> Prometheus:
-    """One that has seen metrics change: every panel needs two different samples."""
-    for _ in range(3):
+    """One that has seen metrics change: every panel needs two different samples, and a busy machine more time for them."""
+    for round_ in range(20):
         make_traffic(url)
         time.sleep(1.5)
+        if round_ >= 2 and all(prometheus.query(record) for record in RECORDED):
+            break
     return prometheus
 
 
