@@ -35,7 +35,25 @@ class Server:
 
 @contextmanager
 def serving(*flags: str) -> Iterator[str]:
-    """A ready server's address; it is ended with SIGTERM, and must end well.
+    """A ready server's address; it is ended with SIGTERM, and must end well."""
+    with forked(*flags) as server:
+        yield server.url
+        server.process.terminate()
+        server.process.join(30)
+        assert server.process.exitcode == 0
+
+
+@dataclass
+class Forked:
+    """A server that runs, in a process that was forked."""
+
+    url: str
+    process: multiprocessing.Process
+
+
+@contextmanager
+def forked(*flags: str) -> Iterator[Forked]:
+    """A ready server; killed in the end, if it still runs.
 
     A process of its own that runs the command, but forked from one that has imported it: that is most of what a start costs.
     """
@@ -50,10 +68,7 @@ def serving(*flags: str) -> Iterator[str]:
         with said, open(said.fileno(), closefd=False) as lines:
             url = address_in(lines.readline())
             wait_until_ready(url)
-            yield url
-            process.terminate()
-            process.join(30)
-            assert process.exitcode == 0
+            yield Forked(url, process)
     finally:
         process.kill()
         process.join()
