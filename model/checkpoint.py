@@ -6,7 +6,7 @@ Ours is a Hugging Face folder that `transformers` loads as the plain base, with 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,17 @@ from typing import Any, Literal, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
-from . import public_layout
+from . import public_layout, shards
 from .backbone import Backbone
 from .cache import check_cached
 from .checkpoint_folder import (
@@ -60,7 +67,9 @@ class Loaded:
     correction: CorrectionConfig | None = None  # how it learned to correct itself, if it did
 
 
-def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantization: str = "none") -> Loaded:
+def load(
+    path: str | Path, dtype: str = "auto", device: str = "cpu", quantization: str = "none", num_parts: int = 1
+) -> Loaded:
     """Load a checkpoint folder, or a model of the Hugging Face hub by its name.
 
     Args:
@@ -70,6 +79,8 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
         device: where to put it.
         quantization: `none` (as the files have it, which may be quantised by bitsandbytes), `bnb-8bit` or `bnb-4bit`: linear
             layers are rounded as they are read.
+        num_parts: processes that hold a part of the layers each. They have met (`parallel.Processes.join`), all of them call this,
+            and one is to lead the others then.
 
     Raises:
         CheckpointError: a file is missing, damaged or does not hold the tensors it should, or the quantisation cannot be had.
@@ -83,7 +94,7 @@ def load(path: str | Path, dtype: str = "auto", device: str = "cpu", quantizatio
         )
     config = read_json(folder / CONFIG)
     check_files(folder)
-    lm, extra = _load_lm(folder, config, dtype, device, quantization)
+    lm, extra = _load_lm(folder, config, dtype, device, quantization, num_parts)
     tokenizer = _load_tokenizer(folder)
     if (folder / QUIET_CONFIG).exists():
         if extra:
@@ -212,37 +223,52 @@ def _parts(
 
 
 def _load_lm(
-    folder: Path, config: dict[str, Any], dtype: str, device: str, quantization: str
+    folder: Path, config: dict[str, Any], dtype: str, device: str, quantization: str, num_parts: int
 ) -> tuple[PreTrainedModel, list[str]]:
     """The language model, and the names of the public layout's tensors that stand among its own."""
+    shape = _library_config(folder, config)
     try:
-        options = loading_options(quantization, config.get("quantization_config"), device)
+        rounding = loading_options(quantization, config.get("quantization_config"), device)
+        splitting = shards.loading_options(shape, num_parts)
+        if rounding and splitting:
+            raise ValueError(f"its layers are bitsandbytes', and cannot be split among {num_parts} processes")
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    try:
+        with quiet_libraries():
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=shape,
+                dtype=_dtype(folder, config, dtype, device),
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **rounding,
+                **splitting,
+            )
+    except Exception as error:  # the library raises many kinds; the first line says which
+        raise CheckpointError(f"{folder}: not a causal language model: {first_line(error)}") from error
+    lm, report = pair
+    extra = _check_report(folder, report)
+    if rounding:
+        _settle(lm, folder, settle)
+    if splitting:
+        _settle(lm, folder, shards.settle)
+    return lm.to(device), extra
+
+
+def _library_config(folder: Path, config: Mapping[str, Any]) -> PreTrainedConfig:
     settings = dict(config)
     if settings.get("model_type") == "quiet":
         settings["model_type"] = "mistral"
     try:
         with quiet_libraries():
             kind = settings.pop("model_type")
-            pair: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=AutoConfig.for_model(kind, **settings),
-                dtype=_dtype(folder, config, dtype, device),
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
+            return AutoConfig.for_model(kind, **settings)
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG}: has no {error}") from error
-    except Exception as error:  # the library raises many kinds; the first line says which
+    except Exception as error:
         raise CheckpointError(f"{folder}: not a causal language model: {first_line(error)}") from error
-    lm, report = pair
-    extra = _check_report(folder, report)
-    if options:
-        _settle(lm, folder)
-    return lm.to(device), extra
 
 
 def _dtype(folder: Path, config: dict[str, Any], dtype: str, device: str) -> str:
@@ -270,9 +296,9 @@ def _check_report(folder: Path, report: dict[str, Any]) -> list[str]:
     return extra
 
 
-def _settle(lm: PreTrainedModel, folder: Path) -> None:
+def _settle(lm: PreTrainedModel, folder: Path, settle_lm: Callable[[PreTrainedModel], None]) -> None:
     try:
-        settle(lm)
+        settle_lm(lm)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {type(lm).__name__}: {error}") from error
 
