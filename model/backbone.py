@@ -5,12 +5,15 @@ V vocabulary, D head size, L thought tokens.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+if TYPE_CHECKING:
+    from .parallel import Leader
 
 # attend(layer, query, key, value, scale): [B, heads, R, D], and kv_heads for key and value, to [B, heads, R, D].
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -81,6 +84,7 @@ class Backbone(nn.Module):
             raise ValueError(f"rope_type {moving.pop()!r} turns a text by its neighbours' lengths; it is not supported")
         self.lm = lm
         self.body: Callable[[Tensor, Tensor, Attend, Watch | None], Tensor] = self._library_body
+        self.leader: Leader | None = None  # where other processes have parts of the body: it has them compute along
         with torch.no_grad():
             self.kv_shapes = self._adopt()
 
@@ -135,6 +139,8 @@ class Backbone(nn.Module):
 
     def forward(self, embeds_BRH: Tensor, positions_BR: Tensor, attend: Attend, watch: Watch | None = None) -> Tensor:
         """Hidden states [B, R, H] after the final norm; `attend` decides what each row sees, `watch` is shown every layer."""
+        if self.leader:
+            return self.leader.run(self.body, embeds_BRH, positions_BR, attend, watch)
         return self.body(embeds_BRH, positions_BR, attend, watch)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -60,11 +60,14 @@ class Cache:
     """
 
     def __init__(self, backbone: Backbone, slots: int, max_len: int, max_depth: int, lanes: int | None = None) -> None:
+        lanes = max_depth + 1 if lanes is None else lanes
+        self.sizes = slots, max_len, max_depth, lanes
         self.slots, self.max_len, self.max_depth = slots, max_len, max_depth
-        scratch = (max_depth + 1 if lanes is None else lanes) * _strip(max_depth)
+        scratch = lanes * _strip(max_depth)
         self.scratch = -(-scratch // 8) * 8  # GPUs want masks whose rows begin at multiples of eight
         self.spare = max_len  # a column that no row may see
         shape = (slots, self.scratch + max_len + 1)
+        self._leader = backbone.leader  # of processes that have other heads: they are to do the same
         new = {"dtype": backbone.dtype, "device": backbone.device}
         self.keys = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
         self.values = [torch.zeros(*shape, *kv, **new) for kv in backbone.kv_shapes]
@@ -85,12 +88,16 @@ class Cache:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give a slot the first base columns of another."""
+        if self._leader:
+            self._leader.copy(self, source, target, length)
         columns = slice(self.scratch, self.scratch + length)
         for tensor in (*self.keys, *self.values):
             tensor[target, columns] = tensor[source, columns]
 
     def clear(self, slot: int) -> None:
         """Forget a slot's values. Wanted only after a failed forward: a NaN shines through even a masked column."""
+        if self._leader:
+            self._leader.clear(self, slot)
         for tensor in (*self.keys, *self.values):
             tensor[slot].zero_()
 
@@ -104,9 +111,8 @@ class Cache:
         sees_3N = np.array([rows.base, rows.own_from, rows.own])
         runs = _runs(counts_S)
         groups = [self._group(slots, counts_S, slots_N, ranks_N, sees_3N, len(runs) == 1) for slots in runs]
-        return CachedAttention(
-            self, torch.from_numpy(slots_N).to(device), torch.from_numpy(columns_N).to(device), groups
-        )
+        at_N = torch.from_numpy(slots_N).to(device), torch.from_numpy(columns_N).to(device)
+        return CachedAttention(self, *at_N, groups, rows)
 
     def _group(
         self,
@@ -148,14 +154,18 @@ class CachedAttention:
         slots_N: each row's slot.
         columns_N: its column, counted from the slot's first scratch column.
         groups: every row is in one of them.
+        rows: what all that was made from, if it was.
     """
 
-    def __init__(self, cache: Cache, slots_N: Tensor, columns_N: Tensor, groups: Sequence[Group]) -> None:
-        self._cache, self._at_N, self._groups = cache, (slots_N, columns_N), groups
+    def __init__(
+        self, cache: Cache, slots_N: Tensor, columns_N: Tensor, groups: Sequence[Group], rows: Rows | None = None
+    ) -> None:
+        self.cache, self.rows = cache, rows
+        self._at_N, self._groups = (slots_N, columns_N), groups
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Queries [1, heads, N, D] to [1, heads, N, D]."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
         # Under autocast what arrives is of several precisions.
         keys[self._at_N] = key[0].transpose(0, 1).to(keys.dtype)
         values[self._at_N] = value[0].transpose(0, 1).to(values.dtype)

@@ -51,7 +51,7 @@ class Decoder:
         pipeline_depth: positions of one attempt that may think at once, where each is a guess about the one before; 1 is
             sequential, None is chosen for each forward by what forwards cost and how often guesses are right.
         reuse_prefixes: an attempt takes over what any slot holds of its prompt.
-        graphs: record forwards as CUDA graphs, on a GPU.
+        graphs: record forwards as CUDA graphs, on a GPU that holds all of the model.
         choose: who picks the tokens of thoughts; seeded noise unless a study wants otherwise.
         probes: what attempts may have read in the states that choose their tokens, by name.
     """
@@ -78,7 +78,8 @@ class Decoder:
         self.num_out_of_memory = 0  # forwards of the last step for which memory did not suffice
         self._most_at_once = cache.slots  # attempts of one forward: fewer where memory did not suffice
         self._num_since_full = 0  # steps since it did not
-        self._graphs = StaticForwards(model, cache) if graphs and model.backbone.device.type == "cuda" else None
+        recorded = graphs and model.backbone.device.type == "cuda" and not model.backbone.leader  # who must be told
+        self._graphs = StaticForwards(model, cache) if recorded else None
         self._judge = Judge(model, tokens, choose)
         self._readouts = Readouts(probes or {})
 
