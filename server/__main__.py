@@ -25,6 +25,7 @@ from ..model.bundled import DEFAULT
 from ..model.checkpoint import CheckpointError, Loaded, load
 from ..model.decode import is_out_of_memory
 from ..model.linears import Kind
+from ..model.parallel import LostError, Processes
 from ..model.probe import Probe, load_probe
 from ..model.ranker import Ranker, load_ranker
 from .app import create_app
@@ -36,7 +37,7 @@ from .pipeline import Pipeline
 from .presets import Preset
 from .schemas import CompletionRequest
 from .service import Service
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, check_processes
 
 logger = logging.getLogger("quietserve.server")
 
@@ -54,27 +55,52 @@ _LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it; the exit code is 2 where a flag, the checkpoint or the address will not do."""
+    """Serve until a signal ends it; the exit code is 2 where a flag, the checkpoint or the address will not do.
+
+    Of several processes that hold the model together, the first one serves; it is 1 where another one is lost.
+    """
     try:
-        settings = Settings.from_args(sys.argv[1:] if argv is None else argv)
+        settings, processes = Settings.from_args(sys.argv[1:] if argv is None else argv), Processes.from_environment()
+        check_processes(settings, processes.size)
         keys = settings.read_keys()
         configure(settings.log_level, settings.log_format)
+        if processes.rank:
+            return _follow(settings, processes)
         with _bind(settings) as listener:
-            return _serve(settings, keys, listener)
-    except (SettingsError, CheckpointError) as error:  # both are ValueErrors made for users
+            return _serve(settings, keys, listener, processes)
+    except (SettingsError, CheckpointError, LostError) as error:  # made for users
         print(f"quietserve serve: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, LostError) else 2
 
 
-def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket) -> int:
+def _follow(settings: Settings, processes: Processes) -> int:
+    """Have a part of the model, and do with it what the first process says, until that one leaves."""
+    _, (loaded, *_) = _load_models(settings, processes)
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # they come to all processes; the first one lets what runs finish
+        signal.signal(signal_, signal.SIG_IGN)
+    processes.follow(loaded.model.backbone)
+    processes.leave()
+    return 0
+
+
+def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket, processes: Processes) -> int:
     service = _service(settings)
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins, playground=settings.playground)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_LAST_REPLIES_S
     )
-    server = LoadingServer(config, service, settings.shutdown_timeout, lambda: _load_all(settings, service, listener))
-    server.run([listener])
+    server = LoadingServer(
+        config,
+        service,
+        settings.shutdown_timeout,
+        lambda: _load_all(settings, service, listener, processes),
+        lambda: processes.failure,
+    )
+    try:
+        server.run([listener])
+    finally:
+        processes.leave()
     return 0
 
 
@@ -91,26 +117,32 @@ def _service(settings: Settings) -> Service:
 class LoadingServer(uvicorn.Server):
     """Answers while the model loads, and while running work finishes.
 
-    After the first signal nothing new is taken, the second one ends it; so does a model that cannot be loaded.
+    After the first signal nothing new is taken, the second one ends it; so does a model that cannot be loaded, or is lost.
 
     Args:
         config: uvicorn's.
         service: each of its models gets its pipeline; all must become idle in the end.
         timeout_s: how long they may take to.
         load: makes the pipelines, in the order of the models, on a thread of its own.
+        lost: why no model can be run any more; asked from time to time.
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, timeout_s: float, load: Callable[[], Sequence[Pipeline]]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        timeout_s: float,
+        load: Callable[[], Sequence[Pipeline]],
+        lost: Callable[[], BaseException | None] = lambda: None,
     ) -> None:
         super().__init__(config)
-        self._service, self._timeout_s, self._load = service, timeout_s, load
+        self._service, self._timeout_s, self._load, self._lost = service, timeout_s, load, lost
         self._loading = threading.Thread(target=self._fill, name="quietserve-loading", daemon=True)
         self._failure: BaseException | None = None
         self._deadline = math.inf
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the end. Raises what loading the model raised."""
+        """Serve until the end. Raises what loading the model raised, and why it was lost."""
         self._loading.start()
         try:
             super().run(sockets)
@@ -138,6 +170,7 @@ class LoadingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when nothing is left to do, or no more time to do it."""
+        self._failure = self._failure or self._lost()
         if self._failure:
             self.should_exit = True
         out_of_time = time.monotonic() >= self._deadline
@@ -165,16 +198,10 @@ def _is_busy(pipeline: Pipeline) -> bool:
     return bool(engine.num_running or engine.num_waiting or engine.num_unranked or pipeline.is_ranking)
 
 
-def _load_all(settings: Settings, service: Service, listener: socket.socket) -> list[Pipeline]:
+def _load_all(settings: Settings, service: Service, listener: socket.socket, processes: Processes) -> list[Pipeline]:
     """A pipeline for each model; none works before all are loaded."""
-    device, paths = _device(settings.device), [settings.model or DEFAULT, *(model.path for model in settings.also)]
-    every = [_load(settings, path, device) for path in paths]
-    torch.set_num_threads(settings.num_threads or max(map(_num_threads, every)))
-    for loaded in every:
-        try:
-            loaded.model.speed_up(_PACKED.get(settings.quantization, "float"))
-        except ValueError as error:
-            raise CheckpointError(f"{loaded.name}: {error}") from error
+    device, every = _load_models(settings, processes)
+    processes.lead(every[0].model.backbone)
     rankers, probes = _load_rankers(settings, every), _load_probes(settings, every)
     pipelines = [
         _pipeline(settings, one, loaded, rankers[number], probes[number])
@@ -188,9 +215,26 @@ def _load_all(settings: Settings, service: Service, listener: socket.socket) -> 
     return pipelines
 
 
-def _load(settings: Settings, path: str | Path, device: str) -> Loaded:
+def _load_models(settings: Settings, processes: Processes) -> tuple[str, list[Loaded]]:
+    """The device, and on it the checkpoints, laid out for serving; of each what this process has of it."""
+    try:
+        device = processes.join(_device(settings.device))
+    except ValueError as error:
+        raise SettingsError(f"argument --device: {error}") from error
+    paths = [settings.model or DEFAULT, *(model.path for model in settings.also)]
+    every = [_load(settings, path, device, processes.size) for path in paths]
+    torch.set_num_threads(settings.num_threads or max(map(_num_threads, every)))
+    for loaded in every:
+        try:
+            loaded.model.speed_up(_PACKED.get(settings.quantization, "float"))
+        except ValueError as error:
+            raise CheckpointError(f"{loaded.name}: {error}") from error
+    return device, every
+
+
+def _load(settings: Settings, path: str | Path, device: str, num_parts: int) -> Loaded:
     quantization = "none" if settings.quantization in _PACKED else settings.quantization
-    return load(path, dtype=settings.dtype, device=device, quantization=quantization)
+    return load(path, dtype=settings.dtype, device=device, quantization=quantization, num_parts=num_parts)
 
 
 def _pipeline(

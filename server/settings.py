@@ -225,6 +225,16 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
     return told
 
 
+def check_processes(settings: Settings, num_processes: int) -> None:
+    """Raises SettingsError for a flag that does not go with a model which several processes hold together."""
+    if num_processes > 1 and settings.also:
+        raise SettingsError(f"argument --also: {num_processes} processes hold one model together; start others apart")
+    if num_processes > 1 and settings.quantization != "none":
+        raise SettingsError(
+            f"argument --quantization: {settings.quantization} is for a whole model, and {num_processes} processes hold parts"
+        )
+
+
 def _check_names(settings: Settings) -> None:
     """Raises SettingsError where two things are called the same, and for a preset of a model that is not there."""
     models = [settings.name, *(model.name for model in settings.also)]
