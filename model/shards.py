@@ -61,9 +61,14 @@ def loading_options(config: PreTrainedConfig, num_parts: int) -> dict[str, Any]:
             f"its {heads} heads and {kv_heads} key-value heads cannot be divided among {num_parts} processes; "
             f"there may be {allowed}"
         )
-    from transformers.distributed.configuration_utils import DistributedConfig
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
 
-    return {"distributed_config": DistributedConfig(tp_size=num_parts)}
+        return {"distributed_config": DistributedConfig(tp_size=num_parts)}
+    except (ImportError, TypeError) as error:
+        raise ValueError(
+            f"this version of transformers splits no model by DistributedConfig(tp_size=...): {error}"
+        ) from error
 
 
 def settle(lm: PreTrainedModel) -> None:
@@ -110,8 +115,9 @@ def _put_together(ends: list[nn.Module]) -> None:
 
 def _keep_part(layer: nn.Linear) -> None:
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        local: Any = parameter.detach()
-        setattr(layer, name, _frozen(local.to_local() if isinstance(local, DTensor) else local))
+        held: Any = parameter.detach()
+        if isinstance(held, DTensor):  # on a CPU a view, which keeps the whole weight alive
+            setattr(layer, name, _frozen(held.to_local().clone()))
     layer.out_features, layer.in_features = layer.weight.shape
 
 

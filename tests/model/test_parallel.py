@@ -75,11 +75,16 @@ def pair(script: Path, *arguments: str) -> list["subprocess.CompletedProcess[str
         started.append(
             subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
-    ended = []
-    for process in started:
-        out, err = process.communicate(timeout=250)
-        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return ended
+    try:
+        said = [process.communicate(timeout=250) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *told)
+        for process, told in zip(started, said, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(MODELS)), ids=list(MODELS))

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_engine import events
 
 import tiny
 from quietserve.model.checkpoint import load
@@ -52,7 +53,7 @@ def answers(url: str) -> list[Any]:
 
 
 def test_two_processes_answer_as_one(flags: list[str]) -> None:
-    """The first one alone speaks HTTP. SIGTERM to all of them lets them leave in good order."""
+    """The first one alone speaks HTTP. SIGTERM to all of them lets what runs finish, and then them leave in good order."""
     with serving(*flags) as url:
         alone = answers(url)
     environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}
@@ -66,8 +67,7 @@ def test_two_processes_answer_as_one(flags: list[str]) -> None:
             url = address_in(torchrun.stdout.readline())
             wait_until_ready(url)
             check_alike(answers(url), alone)
-            for process in processes_of(torchrun.pid):
-                os.kill(process, signal.SIGTERM)
+            assert let_finish(url, processes_of(torchrun.pid)) == "length"
             assert torchrun.wait(120) == 0
             assert torchrun.stderr.read() == ""
             assert torchrun.stdout.read().count("Serving") == 0, "the other one announces nothing"
@@ -77,6 +77,20 @@ def test_two_processes_answer_as_one(flags: list[str]) -> None:
             for process in left:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+
+
+def let_finish(url: str, processes: list[int]) -> str:
+    """The last of a stream during which all processes are told to end."""
+    body = {"prompt": "abc", "max_tokens": 60, "ignore_eos": True, "stream": True, "thought_depth": 2}
+    with (
+        httpx.Client(base_url=url, timeout=120) as client,
+        client.stream("POST", "/v1/completions", json=body) as stream,
+    ):
+        lines = stream.iter_text()
+        begun = next(lines)
+        for process in processes:
+            os.kill(process, signal.SIGTERM)
+        return events(begun + "".join(lines))[-1]["choices"][0]["finish_reason"]
 
 
 def check_alike(found: Any, expected: Any) -> None:
