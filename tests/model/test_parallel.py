@@ -18,7 +18,7 @@ from quietserve.model import checkpoint
 from quietserve.model.checkpoint import CheckpointError, load
 from quietserve.model.config import QuietConfig
 from quietserve.model.parallel import Processes
-from quietserve.model.shards import loading_options
+from quietserve.model.shards import loading_options, settle
 
 VOWELS = QuietConfig(thought_stop_tokens=tuple("aeiou"))
 WIDE = {"vocab_size": 515, "hidden_size": 256, "intermediate_size": 601}  # of odd sizes, and large enough to be packed
@@ -132,6 +132,25 @@ def test_the_folder_is_named(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "three")
     with pytest.raises(CheckpointError, match=r"three: its 4 heads and 2 key-value heads"):
         load(folder, num_parts=3)
+
+
+def test_rounded_layers_are_not_split(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tiny.save(tmp_path / "rounded")
+    config = json.loads((folder / "config.json").read_text())
+    rounded = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(rounded))
+    with pytest.raises(CheckpointError, match="its layers are bitsandbytes', and cannot be split among 2 processes"):
+        load(folder, num_parts=2)
+
+
+@pytest.mark.parametrize("name", ["model.layers.*.mlp.down_proj", "model.layers.*.input_layernorm"])
+def test_a_plan_that_we_do_not_compute(name: str) -> None:
+    """A norm cannot be split by rows, nor anything in ways that are not known."""
+    lm = tiny.quiet_model().backbone.lm
+    lm.tp_plan = {name: "packed_rowwise" if "down" in name else "rowwise"}
+    with pytest.raises(ValueError, match=r"its plan splits 'model.layers.0.*' by '.*rowwise'; only linear layers"):
+        settle(lm)
 
 
 def test_whoever_is_alone_stays_whole() -> None:
