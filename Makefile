@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+RAY := .venvs/ray
+# Where it may be had, a network of nothing but the loopback.
+LOOPBACK := $(shell unshare --net true 2>/dev/null && echo "unshare --net tests/replicas/loopback")
+
 PLAYGROUND := server/playground
 PLAYGROUND_BUILT := node_modules/.built
 
-.PHONY: serve test test-clients test-slow test-browser docs playground check-playground faults soak venv lint format
+.PHONY: serve test test-clients test-slow test-browser test-ray bench-ray docs playground check-playground faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
@@ -23,6 +27,12 @@ test-slow: venv  ## what takes minutes: the Dockerfile's steps in a new environm
 
 test-browser: venv $(PLAYGROUND)/node_modules  ## the playground, driven in Chromium; SCREENSHOTS=docs/images keeps pictures
 	cd $(PLAYGROUND) && QUIETSERVE=$(CURDIR)/$(BIN)/quietserve SCREENSHOTS=$(addprefix $(CURDIR)/,$(SCREENSHOTS)) npm --silent test
+
+test-ray: $(RAY)/.installed  ## replicas on Ray Serve: 20 of them killed under load; KILLS=3 for fewer
+	$(LOOPBACK) $(RAY)/bin/python -m pytest -W ignore tests/replicas $(ARGS)
+
+bench-ray: $(RAY)/.installed  ## what replicas add, and what carrying costs, beside a plain server
+	$(LOOPBACK) $(RAY)/bin/python -W ignore tests/replicas/bench.py docs/results/replicas.json
 
 docs: venv  ## the documentation, into site/: open site/index.html, no network is needed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -50,6 +60,15 @@ format: venv
 
 $(PLAYGROUND)/node_modules: $(PLAYGROUND)/package.json $(PLAYGROUND)/package-lock.json
 	cd $(PLAYGROUND) && npm ci --no-audit --no-fund
+	@touch $@
+
+# All that .venv has, and Ray, whose event loop is none of the other tests' business.
+$(RAY)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    "$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])')"
 	@touch $@
 
 venv: $(STAMP)

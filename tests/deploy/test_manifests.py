@@ -117,3 +117,14 @@ def mounts() -> Iterator[tuple[str, str]]:
 
 def name(used: str | dict[str, str]) -> str:
     return used if isinstance(used, str) else used["source"]
+
+
+def test_the_ray_service_tells_flags_that_are_known_and_mounts_what_they_name() -> None:
+    spec = yaml.safe_load((FOLDER / "rayservice.yaml").read_text(encoding="utf-8"))["spec"]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    assert application["import_path"] == "quietserve.server.replicas:build"
+    told = Settings.from_args(application["args"]["flags"].split(), {})
+    (worker,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    mounts = {mount["mountPath"] for mount in worker["template"]["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts == {str(Path(told.model or "").parent), str(Path(told.api_key_file or "").parent)}
+    assert worker["maxReplicas"] == application["args"]["max_replicas"]

@@ -13,7 +13,8 @@ from fake_engine import Client, FakeEngine, byte_tokens, says
 
 from quietserve.model.config import SamplingParams
 from quietserve.model.probe import ProbeConfig
-from quietserve.server.__main__ import LoadingServer, _service
+from quietserve.server.__main__ import LoadingServer
+from quietserve.server.loading import make_service
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
 from quietserve.server.presets import Preset, parse_preset
@@ -216,7 +217,7 @@ def test_presets_belong_to_a_model() -> None:
     told = settings(
         "--also", "karel=runs/k", "--model-preset", 'walk={"model": "karel", "n": 2}', "--model-preset", "brief={}"
     )
-    service = _service(told)
+    service = make_service(told)
     assert [(one.model_name, list(one.presets)) for one in service.every] == [
         ("folder", ["brief"]),
         ("karel", ["walk"]),
