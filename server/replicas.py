@@ -37,6 +37,8 @@ class Scale(BaseModel):
     )
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1, description="at least min_replicas; more are started where slots are short")
+    upscale_delay_s: float = Field(30, ge=0, description="for which slots must have been short")
+    downscale_delay_s: float = Field(600, ge=0, description="for which fewer replicas must have had enough")
     num_ingresses: int = Field(1, ge=1, description="processes that carry")
     num_gpus: float = Field(0, ge=0, description="of each replica")
     num_cpus: float = Field(1, ge=0, description="of each replica")
@@ -45,13 +47,16 @@ class Scale(BaseModel):
 def build(scale: Scale) -> Any:
     """The application, for `serve run` and manifests. Raises SettingsError for a flag that cannot be, and ValueError."""
     settings = Settings.from_args(shlex.split(scale.flags))
-    most = max(scale.min_replicas, scale.max_replicas)
     engine = serve.deployment(Replica).options(
         name="engine",
         max_ongoing_requests=settings.max_num_seqs + settings.max_num_queued_reqs,
-        max_queued_requests=settings.max_num_queued_reqs or -1,
+        max_queued_requests=max(1, settings.max_num_queued_reqs),
         autoscaling_config=AutoscalingConfig(
-            min_replicas=scale.min_replicas, max_replicas=most, policy=AutoscalingPolicy(policy_function=num_replicas)
+            min_replicas=scale.min_replicas,
+            max_replicas=max(scale.min_replicas, scale.max_replicas),
+            upscale_delay_s=scale.upscale_delay_s,
+            downscale_delay_s=scale.downscale_delay_s,
+            policy=AutoscalingPolicy(policy_function=num_replicas),
         ),
         ray_actor_options={"num_gpus": scale.num_gpus, "num_cpus": scale.num_cpus},
         request_router_config=RequestRouterConfig(request_router_class=BeginningRouter),

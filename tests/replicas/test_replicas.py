@@ -110,9 +110,9 @@ def test_what_is_said_is_what_one_process_says(url: str) -> None:
         for wrong in ({"thought_depth": 99}, {"thought_dept": 1}, {"model": "none"}):
             here, there = ask(url, **wrong), ask(plain, **wrong)
             assert (here.status_code, here.json()) == (there.status_code, there.json())
-        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "quiet-small"
-        assert httpx.get(f"{url}/nothing").status_code == 404
-        assert httpx.get(f"{url}/ready").status_code == 200
+        assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"] == "quiet-small"
+        assert httpx.get(f"{url}/nothing", timeout=60).status_code == 404
+        assert httpx.get(f"{url}/ready", timeout=60).status_code == 200
 
 
 def test_requests_that_begin_alike_go_to_one_replica_and_both_have_work(url: str) -> None:
@@ -213,6 +213,28 @@ def test_no_plain_request_fails_and_every_stream_ends_while_replicas_are_killed(
         assert sum(samples(url, gauge).values()) == 0
     finished, counted = samples(url, "requests_finished_total"), samples(url, "e2e_request_latency_seconds_count")
     assert finished == dict.fromkeys(finished, 0) | counted
+
+
+def test_there_are_more_replicas_while_slots_are_short_and_fewer_afterwards(url: str) -> None:
+    scale = Scale(flags="quiet-small --max-num-seqs 2", max_replicas=2, upscale_delay_s=1, downscale_delay_s=1)
+    serve.run(build(scale), name="default")
+    wait_for(lambda: len(pids()) == 1, "one is enough")
+    stop = threading.Event()
+
+    def keep_asking(number: int) -> None:
+        while not stop.is_set():
+            assert ask(url, prompt=f"{number}: a dial is at 3.", max_tokens=200).status_code == 200
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(keep_asking, number) for number in range(8)]
+        try:
+            wait_for(lambda: len(samples(url, "draining")) == 2, "a second one")
+        finally:
+            stop.set()
+        for client in clients:
+            client.result()
+    wait_for(lambda: len(pids()) == 1, "one is enough again")
+    assert ask(url).status_code == 200
 
 
 def test_flags_are_judged_before_anything_starts() -> None:
