@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving import running
 
 FLAGS = "quiet-small --max-num-seqs 16 --log-level warning"
-ROUNDS = 7
-SHAPES = {1: 40, 16: 96}  # requests of a round, by how many are asked at once
+ROUNDS = 5
+SHAPES = {1: 12, 16: 32}  # requests of a round, by how many are asked at once
 BODY = {"temperature": 0, "max_tokens": 32, "ignore_eos": True, "thought_depth": 4}
 
 

@@ -66,6 +66,12 @@ def events(url: str, **more: Any) -> list[str]:
         return [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
 
 
+def joined(url: str, **more: Any) -> str:
+    *told, done = events(url, **more)
+    assert done == "[DONE]"
+    return "".join(json.loads(event)["choices"][0]["text"] for event in told)  # a busy server tells tokens together
+
+
 def samples(url: str, name: str) -> dict[str, float]:
     """By replica, over all other labels."""
     found: Counter[str] = Counter()
@@ -98,15 +104,7 @@ def test_what_is_said_is_what_one_process_says(url: str) -> None:
     with serving(*FLAGS.split()) as plain:
         for prompt in ("A dial is at 3.", "Anna has the ball.", "Mary has 4 apples."):
             assert text_of(url, prompt=prompt) == text_of(plain, prompt=prompt)
-            here, there = (
-                [
-                    json.loads(event)["choices"][0]["text"]
-                    for event in events(address, prompt=prompt)
-                    if event != "[DONE]"
-                ]
-                for address in (url, plain)
-            )
-            assert here == there
+            assert joined(url, prompt=prompt) == joined(plain, prompt=prompt)
         for wrong in ({"thought_depth": 99}, {"thought_dept": 1}, {"model": "none"}):
             here, there = ask(url, **wrong), ask(plain, **wrong)
             assert (here.status_code, here.json()) == (there.status_code, there.json())
