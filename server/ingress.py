@@ -3,6 +3,7 @@
 # Ray is an optional package, which brings another event loop along: it is not in the environment of the other sources.
 
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,11 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from .errors import ApiError, UnavailableError, error_response
+from .errors import ApiError, UnavailableError, as_api_error, error_response
 from .metrics import CONTENT_TYPE
 from .streaming import DONE
+
+logger = logging.getLogger(__name__)
 
 BEGINNING = 400  # bytes of a body by which requests are alike
 MOST_OVER_MEAN = 1.5  # times the mean of what the replicas have to do that the one with the beginning may have
@@ -74,6 +77,7 @@ class Ingress:
     async def _carry(self, asked: Asked) -> AsyncIterator[Head | bytes]:
         """A head and the pieces of a stream, of whichever replica comes to the end."""
         begun = told = False
+        error: ApiError = UnavailableError("The answer was lost with the process that made it.", code="replica_lost")
         for _ in range(TRIES):
             items = self._answers.remote(asked)
             try:
@@ -92,12 +96,16 @@ class Ingress:
                 if told:
                     break
             except BackPressureError:
-                yield _refusal(UnavailableError("The queue is full. Try again later.", code="queue_full"))
-                return
+                error = UnavailableError("The queue is full. Try again later.", code="queue_full")
+                break
+            except Exception as failure:  # a fault of ours, in a replica that lives
+                logger.exception("a reply failed")
+                error = as_api_error(failure)
+                break
             finally:
                 items.cancel()  # whoever asked may have left
-        lost = _refusal(UnavailableError("The answer was lost with the process that made it.", code="replica_lost"))
-        yield _event(lost.body or b"") if begun else lost
+        refusal = _refusal(error)
+        yield _event(refusal.body or b"") if begun else refusal
 
     async def _ask_all(self, asked: Asked) -> Response:
         """What concerns whichever replica has the request, or all of them."""
@@ -129,12 +137,12 @@ class BeginningRouter(RequestRouter):
             replica.replica_id: self.replica_queue_len_cache.get(replica.replica_id) or 0
             for replica in candidate_replicas
         }
-        ranked = rank(key, work)
+        ranked = preferred(key, work)
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
         return [[by_id[replica_id]] for replica_id in ranked]
 
 
-def rank(key: bytes, work: dict[ReplicaID, int]) -> list[ReplicaID]:
+def preferred(key: bytes, work: dict[ReplicaID, int]) -> list[ReplicaID]:
     """The replicas in the order in which they are to be asked, given what each has to do."""
     bound = MOST_OVER_MEAN * (sum(work.values()) + 1) / max(1, len(work))
 

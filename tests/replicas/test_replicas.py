@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from quietserve.server.ingress import Asked, merge_metrics, rank
+from quietserve.server.ingress import Asked, merge_metrics, preferred
 from quietserve.server.replicas import Scale, build, num_replicas
 from quietserve.server.settings import SettingsError
 from serving import serving
@@ -257,20 +257,20 @@ class Named(str):
     st.dictionaries(st.text("abcdef", min_size=1, max_size=3).map(Named), st.integers(0, 9), min_size=1),
 )
 def test_all_are_ranked_those_with_much_to_do_last(key: bytes, work: dict[Any, int]) -> None:
-    ranked = rank(key, work)
+    ranked = preferred(key, work)
     assert sorted(ranked) == sorted(work)
     mean = (sum(work.values()) + 1) / len(work)
     busy = [work[replica] + 1 > max(1, 1.5 * mean) for replica in ranked]
     assert busy == sorted(busy)
-    assert ranked == rank(key, dict(reversed(work.items())))
+    assert ranked == preferred(key, dict(reversed(work.items())))
 
 
 @given(st.binary(max_size=40), st.sets(st.text("abcdef", min_size=1, max_size=3).map(Named), min_size=2))
 def test_when_a_replica_goes_only_its_requests_move(key: bytes, replicas: set[Any]) -> None:
-    first, second, *_ = rank(key, dict.fromkeys(replicas, 0))
-    others = rank(key, dict.fromkeys(replicas - {second}, 0))
+    first, second, *_ = preferred(key, dict.fromkeys(replicas, 0))
+    others = preferred(key, dict.fromkeys(replicas - {second}, 0))
     assert others[0] == first
-    assert rank(key, dict.fromkeys(replicas - {first}, 0))[0] == second
+    assert preferred(key, dict.fromkeys(replicas - {first}, 0))[0] == second
 
 
 @pytest.mark.parametrize(("answers", "wanted"), [((0, 0), 1), ((8, 1), 2), ((8, 8), 2), ((20, 9), 4)])
