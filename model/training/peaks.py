@@ -93,7 +93,7 @@ class _ProcessMemory:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
     def peak(self) -> int:
-        return _status("VmHWM") - self._before
+        return max(0, _status("VmHWM") - self._before)  # the kernel's two counts may lag by some pages
 
 
 class _CudaMemory:
