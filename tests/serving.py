@@ -94,6 +94,16 @@ def running(*flags: str, **settings: Any) -> Iterator[Server]:
             process.kill()
 
 
+def cancelled(url: str, name: str, body: dict[str, Any]) -> str:
+    """The rest of a stream, called `name`, that is cancelled by that name once it has begun."""
+    headers = {"x-request-id": name}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=120) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        assert httpx.post(f"{url}/v1/requests/{name}/cancel", timeout=60).status_code == 200
+        return "".join(lines)
+
+
 def address_in(said: str) -> str:
     found = re.search(r"http://\S+?:\d+", said)
     assert found, f"the server said {said!r}"

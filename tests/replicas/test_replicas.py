@@ -1,5 +1,6 @@
 """Replicas on Ray Serve, on this machine: killed, redeployed, asked for what lies in one of them. `make test-ray`."""
 
+import asyncio
 import json
 import os
 import signal
@@ -20,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
+from ray.exceptions import RayActorError
 
-from quietserve.server.ingress import Asked, merge_metrics, preferred
+from quietserve.server.ingress import Asked, Head, Ingress, merge_metrics, preferred
 from quietserve.server.replicas import Scale, build, num_replicas
 from quietserve.server.settings import SettingsError
-from serving import serving
+from serving import cancelled, serving
 
 KILLS = int(os.environ.get("KILLS", "20"))
 FLAGS = "quiet-small --max-num-seqs 8 --log-level warning"
@@ -126,18 +128,8 @@ def test_requests_that_begin_alike_go_to_one_replica_and_both_have_work(url: str
 
 def test_a_request_is_cancelled_wherever_it_runs(url: str) -> None:
     for number in range(4):
-        name = f"mine-{number}"
-        with httpx.stream(
-            "POST",
-            f"{url}/v1/completions",
-            json=body(f"{number} is where the dial is.", stream=True, max_tokens=900),
-            headers={"x-request-id": name},
-            timeout=120,
-        ) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            assert httpx.post(f"{url}/v1/requests/{name}/cancel", timeout=60).status_code == 200
-            assert '"finish_reason":"abort"' in "".join(lines)
+        endless = body(f"{number} is where the dial is.", stream=True, max_tokens=900)
+        assert '"finish_reason":"abort"' in cancelled(url, f"mine-{number}", endless)
     assert httpx.post(f"{url}/v1/requests/nobody/cancel", timeout=60).status_code == 404
 
 
@@ -289,3 +281,65 @@ def test_metrics_of_replicas_are_told_apart() -> None:
 def test_a_request_is_alike_by_its_beginning() -> None:
     asked = [Asked("POST", "/", b"", [], b"a" * 400 + end) for end in (b"b", b"c")]
     assert asked[0].key == asked[1].key
+
+
+class Engines:
+    """Stands for the handle of replicas that say one thing after the other, and then fail as they are told to."""
+
+    def __init__(self, *says: list[Any]) -> None:
+        self._says = iter(says)
+
+    def options(self, **_: Any) -> "Engines":
+        return self
+
+    def remote(self, _: Asked) -> "Engines":
+        self._items = iter(next(self._says))
+        return self
+
+    def __aiter__(self) -> "Engines":
+        return self
+
+    async def __anext__(self) -> Any:
+        for item in self._items:
+            if isinstance(item, Exception):
+                raise item
+            return item
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        pass
+
+
+HEAD, WHOLE = Head(200, [], None), Head(200, [], b"whole")
+COMMENT, NEWS = b": keep-alive\n\n", b"data: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "carried", "code"),
+    [
+        ([[RayActorError(), WHOLE], [WHOLE]], [WHOLE], None),
+        ([[HEAD, RayActorError()], [HEAD, NEWS]], [HEAD, NEWS], None),
+        ([[HEAD, COMMENT, RayActorError()], [HEAD, NEWS]], [HEAD, COMMENT, NEWS], None),
+        (
+            [[HEAD, COMMENT, RayActorError()], [Head(503, [], b'{"error":{"code":"draining"}}')]],
+            [HEAD, COMMENT],
+            "draining",
+        ),
+        ([[HEAD, NEWS, RayActorError()]], [HEAD, NEWS], "replica_lost"),
+        ([[HEAD, NEWS, ValueError("a fault")]], [HEAD, NEWS], "internal_error"),
+        ([[ValueError("a fault")]], [], "internal_error"),
+        ([[RayActorError()]] * 5, [], "replica_lost"),
+    ],
+)
+def test_what_is_carried_when_replicas_fail(says: list[list[Any]], carried: list[Any], code: str | None) -> None:
+    async def carry() -> list[Any]:
+        return [item async for item in Ingress(Engines(*says))._carry(Asked("POST", "/", b"", [], b""))]  # type: ignore[arg-type]
+
+    *before, last = asyncio.run(carry())
+    if code is None:
+        assert [*before, last] == carried
+    else:
+        assert before == carried
+        told = last.decode().removeprefix("data: ") if carried else last.body.decode()
+        assert json.loads(told.partition("\n")[0])["error"]["code"] == code
+        assert not carried or told.endswith("data: [DONE]\n\n")
