@@ -20,6 +20,7 @@ import uvicorn
 from ..model.checkpoint import CheckpointError
 from ..model.parallel import LostError, Processes
 from .app import create_app
+from .connection import HttpConnection
 from .engine import Engine
 from .loading import load_models, load_pipelines, make_service
 from .logs import configure
@@ -79,7 +80,12 @@ def _serve(settings: Settings, keys: Sequence[str], listener: socket.socket, pro
     app = create_app(service, keys=keys, allowed_origins=settings.allowed_origins, playground=settings.playground)
     # Their log goes where ours does; what they would say of each request, with its path, `Books` says without.
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_LAST_REPLIES_S
+        app,
+        http=HttpConnection,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=_LAST_REPLIES_S,
     )
     server = LoadingServer(config, service, settings.shutdown_timeout, load, lambda: processes.failure)
     try:

@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 
 from quietserve.clients.command import main
+from quietserve.server.connection import HttpConnection
 
 COMMAND = [sys.executable, "-m", "quietserve.clients.command"]
 SERVE = ["serve", "--port", "0", "--log-level", "warning"]
@@ -120,7 +121,8 @@ def serve(app: Any) -> Iterator[str]:
     """A real server on a free port of the loopback, in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        config = uvicorn.Config(app, http=HttpConnection, log_level="critical", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

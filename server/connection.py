@@ -1,0 +1,44 @@
+"""A connection whose replies leave whole: a head without its body can neither be read nor, by a balancer, be asked for again."""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class HttpConnection(H11Protocol):
+    """uvicorn's, which would send the head of a reply and its body one after the other.
+
+    Between the two the device thread can hold the interpreter for milliseconds, and the process can be killed: a balancer
+    that has passed the head on has to break the reply off, where one that has seen nothing asks another process.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Write through a `Gathering`."""
+        super().connection_made(cast("asyncio.Transport", Gathering(transport)))
+
+
+class Gathering:
+    """A transport that sends what is written in one turn of the event loop at once, when the turn ends."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._written = transport, bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Send it with whatever else is written before the loop's next turn."""
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._written += data
+
+    def close(self) -> None:
+        """Send what is written, and close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        written, self._written = self._written, bytearray()
+        if written:
+            self._transport.write(written)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
