@@ -37,9 +37,10 @@ from .evaluation import PERPLEXITY, Evaluation, Measured
 from .family_items import draw_items
 from .flags import check, check_depths, make_parser, read_wording
 from .intervals import bootstrap
+from .pool import pool, read
 from .table import table
 
-PLACES = ("model", "ranker", "out", "png", "json")  # arguments that say where something lies
+PLACES = ("model", "ranker", "out", "png", "json", "pool")  # arguments that say where something lies
 _OF_ITEMS = {
     "generated": generated.measure,
     "scored": scored.measure,
@@ -166,6 +167,15 @@ def _compare(cells: Iterator[Measured], seed: int, bar: Any) -> dict[str, dict[s
 
 def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
     check(args)
+    report = pool(read(args.pool)) if args.pool else _evaluate(args, argv)
+    print(json.dumps(report, default=str) if args.json else table(report))
+    if args.out:
+        write_aside(args.out, lambda file: file.write_text(json.dumps(report, default=str, indent=1) + "\n"))
+    if args.png:
+        write_aside(args.png, lambda file: plot.plot(report, file))
+
+
+def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     loaded = checkpoint.load(args.model, args.dtype, args.device, args.quantization)
     check_depths(args, loaded)
@@ -191,12 +201,11 @@ def _report(args: argparse.Namespace, argv: Sequence[str]) -> None:
     )
     # How it was measured; where files lie is nobody else's business.
     arguments = {name: value for name, value in vars(args).items() if name not in PLACES}
-    report |= {"command": ["quietserve", "evaluate", *argv], "arguments": arguments, "versions": library_versions()}
-    print(json.dumps(report, default=str) if args.json else table(report))
-    if args.out:
-        write_aside(args.out, lambda file: file.write_text(json.dumps(report, default=str, indent=1) + "\n"))
-    if args.png:
-        write_aside(args.png, lambda file: plot.plot(report, file))
+    return report | {
+        "command": ["quietserve", "evaluate", *argv],
+        "arguments": arguments,
+        "versions": library_versions(),
+    }
 
 
 def library_versions() -> dict[str, str]:

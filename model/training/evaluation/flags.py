@@ -44,6 +44,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add("--text", type=Path, nargs="+", default=[], metavar="FILE", help="plain text files, for their perplexity")
     add("--length", type=int, default=256, help="tokens of a window of such a text (%(default)s)")
     add("--positions", type=int, default=0, help="tokens of a text whose loss is measured, drawn at random (0: all)")
+    add(
+        "--pool",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing; the mean of what --out wrote for several checkpoints, such as one method's training seeds",
+    )
     add("--json", action="store_true", help="print the whole report as JSON")
     add("--out", type=Path, metavar="FILE", help="write the report here as JSON, with command and versions")
     add(
@@ -126,6 +133,7 @@ def check(args: argparse.Namespace) -> None:
     require(args, "temperature", not cold, "above 0 where --metrics has budget: equal answers have one vote")
     require(args, "ranker", not args.ranker or "budget" in args.metrics, "left out where --metrics has no budget")
     require_distinct(args, "metrics", "tasks")
+    require(args, "pool", args.pool is None or len(args.pool) > 1, "two files or more")
     _check_outputs(args)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ...drawing import open_pyplot
 from . import budget_plot
+from .pool import interval
 
 _STYLES = {"generated": "o-", "scored": "s--", "maj": "^:", "corrected": "D-."}
 
@@ -21,7 +22,8 @@ def plot(report: dict[str, Any], file: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     draw_accuracy(left, report)
     draw_tenths(right, report)
-    figure.suptitle(f"{report['model']}, seed {report['seed']}")
+    models = report["model"]
+    figure.suptitle(f"{models if isinstance(models, str) else ', '.join(models)}, seed {report['seed']}")
     figure.savefig(file, dpi=150, format="png")
     pyplot.close(figure)
 
@@ -55,7 +57,8 @@ def draw_tenths(axes: Any, report: dict[str, Any]) -> None:
 def _draw_line(axes: Any, across: Any, cells: Any, key: str, style: str, colour: str, label: str) -> None:
     values = [cell[key] for cell in cells]
     # An interval of a bootstrap need not hold the value when there are few units.
-    ends = [[max(0.0, v - c["ci95"][0]), max(0.0, c["ci95"][1] - v)] for v, c in zip(values, cells, strict=True)]
+    intervals = [interval(cell, key) for cell in cells]
+    ends = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, intervals, strict=True)]
     below, above = zip(*ends, strict=True)
     axes.errorbar(list(across), values, yerr=[below, above], fmt=style, color=colour, label=label, capsize=2)
 

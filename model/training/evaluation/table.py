@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .pool import interval
+
 Report = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -32,7 +34,13 @@ def table(report: Report) -> str:
     depths = [str(depth) for depth in report["depths"]]
     blocks = [lines for block in _BLOCKS if (lines := _block(report, depths, *block))]
     blocks += [lines for lines in (_tenths(report, str(max(report["depths"]))),) if lines]
-    foot = f"with 95 % intervals; {report['n']} items a task or fewer, seed {report['seed']}"
+    several = isinstance(report["model"], list)
+    kind = (
+        f"means of {len(report['model'])} checkpoints, one standard deviation to each side"
+        if several
+        else "with 95 % intervals"
+    )
+    foot = f"{kind}; {report['n']} items a task or fewer, seed {report['seed']}"
     return "\n\n".join(["\n".join(lines) for lines in blocks] + [foot])
 
 
@@ -96,7 +104,7 @@ def _tenths(report: Report, depth: str) -> list[str]:
 
 
 def _with_interval(cell: Cell) -> str:
-    value, low, high = (f"{x:.3f}" if abs(x) < 1000 else f"{x:.3g}" for x in (cell["value"], *cell["ci95"]))
+    value, low, high = (f"{x:.3f}" if abs(x) < 1000 else f"{x:.3g}" for x in (cell["value"], *interval(cell)))
     return f"{value} [{low} {high}]"
 
 
