@@ -17,8 +17,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     figure, axes = pyplot.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
     for run in runs:
         _draw_training(axes[0, 0], axes[0, 1], run["evaluations"], f"seed {run['seed']}")
-    if len(runs) == 1:
-        _mark(axes[0, 0], runs[0]["evaluations"])
+    _mark(axes[0, 0], [run["evaluations"] for run in runs])
     _over_training(axes[0, 2], runs)
     _against(axes[1, 0], runs)
     _offsets(axes[1, 1], runs)
@@ -31,12 +30,13 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
-def plot_run(evaluations: list[dict[str, Any]], name: str, file: Path) -> None:
-    """Write a PNG of one run: accuracy and variety with the phases marked, and perplexity."""
+def plot_runs(runs: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """Write a PNG of what was measured of runs on their way: accuracy and variety with the phases marked, and perplexity."""
     pyplot = open_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    _draw_training(left, right, evaluations, name)
-    _mark(left, evaluations)
+    for name, evaluations in runs.items():
+        _draw_training(left, right, evaluations, name)
+    _mark(left, list(runs.values()))
     for panel in (left, right):
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize="small")
@@ -56,10 +56,12 @@ def _draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], nam
     right.set(xlabel="step", ylabel="perplexity of the worlds' programs", yscale="log")
 
 
-def _mark(axes: Any, evaluations: list[dict[str, Any]]) -> None:
-    for step, name in zip(phases(evaluations), ("syntax", "semantics"), strict=True):
-        axes.axvline(step, color="grey", linewidth=0.8)
-        axes.text(step, 0.02, f" {name}", fontsize="x-small", color="grey")
+def _mark(axes: Any, runs: list[list[dict[str, Any]]]) -> None:
+    """Where the phases begin, on average."""
+    begins = zip(*map(phases, runs), strict=True)
+    for steps, name in zip(begins, ("syntax", "semantics"), strict=True):
+        axes.axvline(mean(steps), color="grey", linewidth=0.8)
+        axes.text(mean(steps), 0.02, f" {name}", fontsize="x-small", color="grey")
 
 
 def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:

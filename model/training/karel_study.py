@@ -3,8 +3,9 @@
 For every checkpoint of every run (`quietserve train karel`): its own programs, and linear probes of all properties that
 `quietserve train karel-traces` labels, on the states that chose each operation. For the last one besides: probes with hidden layers,
 offsets of -2 to 2 operations, the programs that the worlds were made with, and the same programs under every other meaning of the
-words, a new probe for each on the same states. All beside controls (`quietserve train probes`). What is finished is not done
-again, so the command can be killed and repeated; several may share the work by taking different runs.
+words, a new probe for each on the same states, with how far they are apart on the same programs. All beside controls
+(`quietserve train probes`). What is finished is not done again, so the command can be killed and repeated; several may share the
+work by taking different runs.
 
 Emergent Representations of Program Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv 2305.11169).
 """
@@ -14,6 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -31,14 +33,16 @@ from .karel_table import markdown
 from .karel_texts import held_out, parse_stage
 from .karel_traces import CONTENTS, PROPERTIES, label, own, reference
 from .loop import write_aside
-from .probes import probe, with_random_weights
-from .probing import Fit, States, classes_of
+from .probes import fit_part, probe, with_random_weights
+from .probing import Fit, States, classes_of, skill_gap
 from .tasks.karel.programs import MEANINGS
 from .tasks.karel.synthesis import Tasks
 from .traces import Trace
 
 LINEAR: tuple[int, ...] = ()
-SHAPES = {"linear": LINEAR, "1 hidden": (256,), "2 hidden": (256, 1024)}  # as in the paper
+HIDDEN = (256,)
+SHAPES = {"linear": LINEAR, "1 hidden": HIDDEN, "2 hidden": (*HIDDEN, 1024)}  # as in the paper
+MEANT = "obstacle"  # what other meanings change most
 OFFSETS = (-2, -1, 0, 1, 2)
 REPORTS = "reports"
 
@@ -83,6 +87,7 @@ def _run(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         over_training.append({"step": line["step"], "probes": found})
     path = folder / CHECKPOINTS / f"{last['step']:06d}"
     final = _once(args, f"{folder.name}-final", lambda: _final(args, path, tasks, seed))
+    final |= _once(args, f"{folder.name}-close", lambda: _close(args, path, tasks, seed))
     return {"seed": seed, "stage": last["stage"], "evaluations": evaluations, "over_training": over_training, **final}
 
 
@@ -130,6 +135,24 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dic
             States(blank, given, _layers(loaded)),
         ),
     }
+
+
+def _close(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+    """The last checkpoint where it is close: controls with a hidden layer one operation ahead, and meanings text by text."""
+    loaded = checkpoint.load(path, "float32")
+    written = own(loaded, tasks)
+    traces = label(loaded, tasks, written)
+    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, with_random_weights(loaded, seed)))
+    how, fitted = Fit(steps=args.steps, seed=seed), {}
+    for meaning in ("original", "flip", "adversarial"):
+        other = states.with_labels(label(loaded, tasks, written, meaning))
+        classes = classes_of(other.traces, MEANT)
+        if len(classes) < 2:
+            continue
+        config = probe_config(loaded, property=MEANT, classes=classes, layers=_layers(loaded))
+        fitted[meaning] = fit_part(config, other.examples(MEANT, classes), len(traces), args.held, how)
+    gaps = {f"{one} over {other}": skill_gap(fitted[one], fitted[other]) for one, other in pairwise(fitted)}
+    return {"ahead": _probes(args, loaded, traces, seed, states, blanks, widths=HIDDEN, offset=1), "gaps": gaps}
 
 
 def _probes(

@@ -8,6 +8,7 @@ from .karel_traces import CONTENTS, PROPERTIES
 from .study_table import spread
 
 CONTROLS = ("tokens_alone", "random_weights")
+OWN, SKILL = "own content", "mean skill"
 BABBLES = 0.5  # share of the commonest program
 MEANS = 0.3  # share of the highest accuracy
 
@@ -34,16 +35,32 @@ def markdown(summary: dict[str, Any]) -> str:
         rows[f"{meaning}, skill"] = _cells(runs, lambda r, m=meaning: r["meanings"][m], _skill)
     for offset in runs[0]["offsets"]:
         rows[f"offset {int(offset):+d}, skill"] = _cells(runs, lambda r, o=offset: r["offsets"][o], _skill)
+    rows["1 hidden, offset +1, skill"] = _cells(runs, lambda r: r["ahead"], _skill)
+    rows["tokens alone, 1 hidden, offset +1, skill"] = _cells(
+        runs, lambda r: r["ahead"], lambda cell: cell["tokens_alone"]["skill"]
+    )
     fits = [
-        f"R^2 of {content} on accuracy: {spread([r_squared(run, content) for run in runs])}" for content in CONTENTS
+        f"R^2 of {what} on accuracy: {spread([r_squared(run, what) for run in runs])}" for what in (*CONTENTS, SKILL)
     ]
+    for gap in runs[0]["gaps"]:
+        told = (run["gaps"][gap] for run in runs if gap in run["gaps"])
+        fits.append(
+            f"obstacle, {gap}: " + ", ".join("{:.3f} [{:.3f} {:.3f}]".format(g["value"], *g["ci95"]) for g in told)
+        )
     return "\n\n".join([generated, _table("probes", columns, rows), *fits])
 
 
 def content_and_accuracy(run: dict[str, Any], content: str) -> list[tuple[float, float]]:
     """Of every checkpoint of a run whose programs could be probed."""
     accuracy = {line["step"]: line["accuracy"] for line in run["evaluations"]}
-    return [(found["probes"][content], accuracy[found["step"]]) for found in run["over_training"] if found["probes"]]
+    return [
+        (_worth(found["probes"], content), accuracy[found["step"]]) for found in run["over_training"] if found["probes"]
+    ]
+
+
+def _worth(probes: dict[str, Any], content: str) -> float:
+    """Accuracies of checkpoints that write other programs have other majorities; skills are what can be compared."""
+    return mean(probes[name]["skill"] for name in CONTENTS[OWN]) if content == SKILL else probes[content]
 
 
 def r_squared(run: dict[str, Any], content: str) -> float:

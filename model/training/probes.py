@@ -27,7 +27,7 @@ from ..checkpoint_folder import CheckpointError
 from ..probe import CONFIG, ProbeConfig, probe_config, save_probe
 from ..quiet_model import QuietModel
 from .arguments import require, require_distinct, require_least, run
-from .probing import WINDOW, Examples, Fit, States, classes_of, fit, measure, split
+from .probing import WINDOW, Examples, Fit, Fitted, States, classes_of, fit, measure, split
 from .traces import Trace, properties, read_traces
 
 COLUMNS = ("accuracy", "balanced", "majority", "skill")
@@ -68,25 +68,26 @@ def probe(
 ) -> dict[str, Any]:
     """Fit a probe and its controls; what they are worth. With `out` it is kept, and that with it."""
     name, classes, offset = config.property, config.classes, config.offset
-    measured, net = _fit(config, states.examples(name, classes, offset), len(states.traces), held, how)
+    fitted = fit_part(config, states.examples(name, classes, offset), len(states.traces), held, how)
+    measured = measure(*fitted)
     if blank is not None:
         for control, examples in (
             ("tokens_alone", states.tokens_alone(name, classes, offset)),
             ("random_weights", blank.examples(name, classes, offset)),
         ):
             shape = replace(config, hidden_size=examples.features_NF.shape[1])
-            measured[control], _ = _fit(shape, examples, len(states.traces), held, how)
+            measured[control] = measure(*fit_part(shape, examples, len(states.traces), held, how))
     if out:
-        save_probe(out, replace(config, measured=measured), net)
+        save_probe(out, replace(config, measured=measured), fitted[0])
     return measured
 
 
-def _fit(config: ProbeConfig, examples: Examples, count: int, held: float, how: Fit) -> tuple[dict[str, Any], Any]:
+def fit_part(config: ProbeConfig, examples: Examples, count: int, held: float, how: Fit) -> Fitted:
+    """A probe of some of `count` texts, what it was fitted to, and the texts that are held back."""
     learned, kept = (examples.take(texts) for texts in split(count, held, how.seed))
     if not len(learned) or not len(kept):
         raise ValueError(f"property {config.property!r}: too few texts have a label at offset {config.offset}")
-    net = fit(config, learned, how)
-    return measure(net, learned, kept), net
+    return fit(config, learned, how), learned, kept
 
 
 def with_random_weights(loaded: Loaded, seed: int) -> Loaded:

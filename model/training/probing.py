@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from ..checkpoint import Loaded
 from ..probe import ProbeConfig, ProbeNet, layer_states
-from .evaluation.intervals import bootstrap, wilson
+from .evaluation.intervals import bootstrap, bootstrap_gap, wilson
 from .traces import Trace
 
 MAX_ROWS = 16384  # tokens of a forward
@@ -54,6 +55,9 @@ class Examples:
         """Those of some texts."""
         kept = [number for number, text in enumerate(self.texts) if text in texts]
         return Examples(self.features_NF[kept], self.classes_N[kept], [self.texts[number] for number in kept])
+
+
+Fitted = tuple[ProbeNet, Examples, Examples]  # a probe, what it was fitted to and what it is measured with
 
 
 class States:
@@ -168,34 +172,46 @@ def measure(net: ProbeNet, learned: Examples, measured: Examples) -> dict[str, A
     `accuracy`, over classes evenly (`balanced`), of the class that is commonest where it was fitted (`majority`), and `skill`
     with its interval: texts are drawn again.
     """
-    right_N = net(measured.features_NF).argmax(-1) == measured.classes_N
-    commonest = Counter(learned.classes_N.tolist()).most_common(1)[0][0]
-    plain_N = measured.classes_N == commonest
+    right_N, plain_N = _judge(net, learned, measured)
     recalls = [right_N[measured.classes_N == kind].float().mean().item() for kind in measured.classes_N.unique()]
     accuracy, majority = right_N.float().mean().item(), plain_N.float().mean().item()
+    sums = _by_text(right_N, plain_N, measured.texts)
     return {
         "accuracy": accuracy,
         "ci95": wilson(int(right_N.sum()), len(measured)),
         "balanced": sum(recalls) / len(recalls),
         "majority": majority,
         "skill": (accuracy - majority) / (1 - majority) if majority < 1 else 0.0,  # there is nothing to know
-        "skill_ci95": _skill_interval(right_N, plain_N, measured.texts),
+        "skill_ci95": bootstrap(*zip(*sums.values(), strict=True)) if majority < 1 else (0.0, 0.0),
         "tokens": len(measured),
         "texts": len(set(measured.texts)),
     }
 
 
-def _skill_interval(right_N: Tensor, plain_N: Tensor, texts: Sequence[int]) -> tuple[float, float]:
-    """A skill is a ratio of sums over texts, so texts with both their sums are drawn again."""
-    gained: Counter[int] = Counter()
-    left: Counter[int] = Counter()
+@torch.no_grad()
+def skill_gap(one: Fitted, other: Fitted) -> dict[str, Any]:
+    """How much more skill the first of two probes has, where both were measured on the same texts: these are drawn again."""
+    first, second = (_by_text(*_judge(*each), each[2].texts) for each in (one, other))
+    texts = sorted(first.keys() & second.keys())
+    sums_N22 = np.array([(first[text], second[text]) for text in texts])
+    gained_N2, left_N2 = sums_N22[:, :, 0], sums_N22[:, :, 1]
+    skills = gained_N2.sum(0) / left_N2.sum(0)
+    return {"value": float(skills[0] - skills[1]), "ci95": bootstrap_gap(gained_N2, left_N2), "texts": len(texts)}
+
+
+def _judge(net: ProbeNet, learned: Examples, measured: Examples) -> tuple[Tensor, Tensor]:
+    """Of each token, whether the probe is right, and whether the class is that is commonest where it was fitted."""
+    commonest = Counter(learned.classes_N.tolist()).most_common(1)[0][0]
+    return net(measured.features_NF).argmax(-1) == measured.classes_N, measured.classes_N == commonest
+
+
+def _by_text(right_N: Tensor, plain_N: Tensor, texts: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Skill is a ratio of sums over texts: of each, what the probe gains over the commonest class, and what that leaves."""
+    sums: dict[int, tuple[float, float]] = dict.fromkeys(sorted(set(texts)), (0.0, 0.0))
     for text, right, plain in zip(texts, right_N.tolist(), plain_N.tolist(), strict=True):
-        gained[text] += right - plain
-        left[text] += 1 - plain
-    names = sorted(left)
-    if not any(left.values()):
-        return 0.0, 0.0
-    return bootstrap([gained[name] for name in names], [left[name] for name in names])
+        gained, left = sums[text]
+        sums[text] = gained + right - plain, left + 1 - plain
+    return sums
 
 
 def _alike(traces: Sequence[Trace]) -> list[list[int]]:

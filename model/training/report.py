@@ -1,7 +1,8 @@
-"""`quietserve report`: a training run as one picture. Needs the optional package `matplotlib`."""
+"""`quietserve report`: a training run as one picture, or several of one kind. Needs the optional package `matplotlib`."""
 
 import argparse
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from ..drawing import open_pyplot
 from . import karel_plot
-from .arguments import require_matplotlib, run
+from .arguments import require, require_matplotlib, require_output, run
 from .evaluation import plot as evaluation_plot
+from .evaluation.evaluate import library_versions
 from .karel import EVALUATIONS as KAREL_EVALUATIONS
-from .loop import LOG_FILE
+from .loop import LOG_FILE, write_aside
 from .trainer import THOUGHTS_FILE
 
 EVALUATION = "evaluation.json"  # looked for in the run's folder
@@ -21,35 +23,42 @@ WIDTH = 46  # letters of a line of a thought
 
 def main(argv: list[str] | None = None) -> int:
     """Run `quietserve report`."""
-    return run(_parser(), report, argv)
+    return run(_parser(), lambda args: report(args, sys.argv[1:] if argv is None else argv), argv)
 
 
-def report(args: argparse.Namespace) -> None:
-    """Draw what the run's folder holds. Raises ValueError for a folder that is no run's."""
+def report(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Draw what the runs' folders hold. Raises ValueError for a folder that is no run's."""
     require_matplotlib("this")
+    require(args, "results", args.kind == "karel" or not args.results, "left out where the kind is not karel")
+    require_output("--results", args.results)
+    out = args.out or args.run[0] / "report.png"
     if args.kind == "karel":
-        _report_karel(args)
-        return
-    log = _lines(args.run / LOG_FILE)
-    if not log:
-        raise ValueError(f"{args.run / LOG_FILE}: has no line yet")
-    thoughts = _lines(args.run / THOUGHTS_FILE) if (args.run / THOUGHTS_FILE).exists() else []
-    out = args.out or args.run / "report.png"
-    draw(args.run.name, log, thoughts, _evaluation(args, {"tasks", "depths"}, "quietserve evaluate"), out)
+        _report_karel(args, argv, out)
+    else:
+        _report_quiet_star(args, out)
     print(out)
 
 
-def _report_karel(args: argparse.Namespace) -> None:
+def _report_quiet_star(args: argparse.Namespace, out: Path) -> None:
+    require(args, "run", len(args.run) == 1, "one folder where the kind is quiet-star")
+    run = args.run[0]
+    log = _filled(run / LOG_FILE)
+    thoughts = _lines(run / THOUGHTS_FILE) if (run / THOUGHTS_FILE).exists() else []
+    draw(run.name, log, thoughts, _evaluation(args, {"tasks", "depths"}, "quietserve evaluate"), out)
+
+
+def _report_karel(args: argparse.Namespace, argv: Sequence[str], out: Path) -> None:
     """What `train karel` measured on its way, or with `--evaluation` all that `train karel-study` did."""
-    out = args.out or args.run / "report.png"
     if args.evaluation:
         study = _evaluation(args, {"runs", "versions"}, "quietserve train karel-study --results")
         karel_plot.plot(study or {}, out)
-    elif lines := _lines(args.run / KAREL_EVALUATIONS):
-        karel_plot.plot_run(lines, args.run.name, out)
-    else:
-        raise ValueError(f"{args.run / KAREL_EVALUATIONS}: has no line yet")
-    print(out)
+        return
+    runs = {run.name: _filled(run / KAREL_EVALUATIONS) for run in args.run}
+    require(args, "run", len(runs) == len(args.run), "folders that are called differently")
+    karel_plot.plot_runs(runs, out)
+    if args.results:
+        found = {"command": ["quietserve", "report", *argv], "versions": library_versions(), "runs": runs}
+        write_aside(args.results, lambda file: file.write_text(json.dumps(found, indent=1) + "\n"))
 
 
 def draw(
@@ -107,7 +116,7 @@ def _write_thoughts(axes: Any, title: str, thoughts: Sequence[dict[str, Any]]) -
 
 
 def _evaluation(args: argparse.Namespace, fields: set[str], source: str) -> dict[str, Any] | None:
-    file = args.evaluation or args.run / EVALUATION
+    file = args.evaluation or args.run[0] / EVALUATION
     if not args.evaluation and not file.exists():
         return None
     try:
@@ -117,6 +126,12 @@ def _evaluation(args: argparse.Namespace, fields: set[str], source: str) -> dict
     if not fields <= found.keys():
         raise ValueError(f"{file}: is no report of `{source}`")
     return found
+
+
+def _filled(file: Path) -> list[dict[str, Any]]:
+    if lines := _lines(file):
+        return lines
+    raise ValueError(f"{file}: has no line yet")
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -130,12 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quietserve report", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("kind", choices=["quiet-star", "karel"], help="what was trained")
-    add("run", type=Path, help="the folder of a run")
+    add("run", type=Path, nargs="+", help="the folder of a run; of karel several, such as its seeds")
     add(
         "--evaluation",
         type=Path,
         metavar="FILE",
         help=f"what `quietserve evaluate --out` wrote (RUN/{EVALUATION}); of karel, `train karel-study --results` (none)",
     )
-    add("--out", type=Path, metavar="FILE", help="the picture (RUN/report.png)")
+    add("--out", type=Path, metavar="FILE", help="the picture (RUN/report.png, of the first)")
+    add("--results", type=Path, metavar="FILE", help="of karel: what was measured of the runs, as one JSON file")
     return parser

@@ -31,6 +31,19 @@ def bootstrap(sums_N: Sequence[float], counts_N: Sequence[float] | None = None, 
 
 def bootstrap_columns(sums_ND: np.ndarray, counts_ND: np.ndarray, seed: int = 0) -> list[Interval]:
     """The same for every column, all of them over the same draws."""
+    lows_D, highs_D = np.nanquantile(_ratios(sums_ND, counts_ND, seed), [0.025, 0.975], axis=0)
+    return list(zip(lows_D.tolist(), highs_D.tolist(), strict=True))
+
+
+def bootstrap_gap(sums_N2: np.ndarray, counts_N2: np.ndarray, seed: int = 0) -> Interval:
+    """How far the first of two such ratios is above the second, over the same draws."""
+    ratios_R2 = _ratios(sums_N2, counts_N2, seed)
+    low, high = np.nanquantile(ratios_R2[:, 0] - ratios_R2[:, 1], [0.025, 0.975]).tolist()
+    return low, high
+
+
+def _ratios(sums_ND: np.ndarray, counts_ND: np.ndarray, seed: int) -> np.ndarray:
+    """sum(sums) / sum(counts) of each resample [R, D]; nan where it counts nothing."""
     rng, n = np.random.default_rng(seed), len(sums_ND)
     at_once = max(1, _MOST_DRAWS // n)
     ratios = []
@@ -40,8 +53,7 @@ def bootstrap_columns(sums_ND: np.ndarray, counts_ND: np.ndarray, seed: int = 0)
         ratios_RD = np.full_like(counts_RD, np.nan)
         np.divide(times_RN @ sums_ND, counts_RD, out=ratios_RD, where=counts_RD > 0)
         ratios.append(ratios_RD)
-    lows_D, highs_D = np.nanquantile(np.concatenate(ratios), [0.025, 0.975], axis=0)
-    return list(zip(lows_D.tolist(), highs_D.tolist(), strict=True))
+    return np.concatenate(ratios)
 
 
 def _draw_again(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,13 @@ def test_a_run_as_a_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     picture = tmp_path / "run.png"
     assert report.main(["karel", str(model), "--out", str(picture)]) == 0
     assert picture.stat().st_size > 10_000
+    shutil.copytree(model, tmp_path / "again")
+    two, results = ["karel", str(model), str(tmp_path / "again")], tmp_path / "two.json"
+    assert report.main([*two, "--out", str(tmp_path / "two.png"), "--results", str(results)]) == 0
+    measured = [json.loads(line) for line in (model / karel.EVALUATIONS).read_text().splitlines()]
+    assert json.loads(results.read_text())["runs"] == {model.name: measured, "again": measured}
+    assert report.main(["karel", str(model), str(model)]) == 2
+    assert "it must be folders that are called differently" in capsys.readouterr().err
     assert report.main(["karel", str(tmp_path)]) == 2
     assert "evaluations.jsonl: cannot be read" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
@@ -326,6 +334,10 @@ def test_the_study_measures_every_checkpoint_once(
     assert [each["step"] for each in found["over_training"]] == [10], "of the last stage"
     assert set(found["shapes"]) == {"linear", "1 hidden", "2 hidden"}
     assert set(found["meanings"]) == set(programs.MEANINGS)
+    skills = {meaning: cells["obstacle"]["skill"] for meaning, cells in found["meanings"].items() if cells}
+    for gap, cell in found["gaps"].items():
+        one, _, other = gap.partition(" over ")
+        assert cell["value"] == pytest.approx(skills[one] - skills[other])
     assert results.with_suffix(".png").stat().st_size > 10_000
     assert report.main(["karel", str(model), "--evaluation", str(results), "--out", str(tmp_path / "all.png")]) == 0
     assert train.main(args) == 0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietserve.model.training.evaluation.intervals import bootstrap, bootstrap_columns, wilson
+from quietserve.model.training.evaluation.intervals import bootstrap, bootstrap_columns, bootstrap_gap, wilson
 
 
 def test_a_share_has_wilsons_interval() -> None:
@@ -49,3 +49,12 @@ def test_columns_are_drawn_together() -> None:
     sums_ND = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
     first, second = bootstrap_columns(sums_ND, np.ones_like(sums_ND), seed=4)
     assert second == pytest.approx((2 * first[0], 2 * first[1]), abs=1e-5)
+
+
+def test_what_is_measured_on_the_same_units_is_told_apart_by_them() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 5, 300)  # units differ far more than the two do
+    sums = np.stack([hard + 1.0 + rng.normal(0, 0.1, 300), hard], axis=1)
+    low, high = bootstrap_gap(sums, np.ones_like(sums))
+    assert 0.98 < low < 1.0 < high < 1.02
+    assert high - low < 0.1 * (np.subtract(*bootstrap(hard.tolist())[::-1]))
