@@ -5,7 +5,7 @@
 # Every flag of `quietserve serve` is also an environment variable: -e QUIETSERVE_MAX_NUM_SEQS=32.
 #
 # Build arguments:
-#   EXTRAS=bnb                               optional parts, separated by spaces: bnb is bitsandbytes
+#   EXTRAS="bnb ray"                         optional parts, separated by spaces: bnb is bitsandbytes, ray is for replicas on Ray Serve
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL       a mirror, or an index with CPU builds of torch: without a GPU they save gigabytes
 #   BASE                                     another base; it needs python3, 3.11 to 3.13, at one path in both stages
 ARG BASE=python:3.11.14-slim-trixie
@@ -29,7 +29,7 @@ RUN python3 -m venv /opt/dependencies \
               /opt/dependencies/lib/python3*/site-packages/torch/test \
               /opt/dependencies/lib/python3*/site-packages/torch/bin/protoc* \
               /opt/dependencies/lib/python3*/site-packages/torch/bin/test_*
-# What we depend on, before our sources: a change of those builds, ships and pulls two megabytes.
+# What we depend on, before our sources: a change of those builds, ships and pulls some eight megabytes.
 COPY pyproject.toml ./
 RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         extras = (project['optional-dependencies'][name] for name in '$EXTRAS'.split()); \
@@ -46,10 +46,15 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="quietserve" \
       org.opencontainers.image.description="An inference server, and the training package, for language models that think before every token" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Two empty folders: checkpoints are mounted at the first, what is downloaded goes to the second.
+# Two empty folders: checkpoints are mounted at the first, what is downloaded goes to the second. For Ray also wget, with which KubeRay
+# asks a pod whether it is ready; of no version, since the base's distribution keeps only its newest.
+ARG EXTRAS=""
+# hadolint ignore=DL3008
 RUN useradd --no-log-init --create-home --uid 10001 quietserve \
     && install --directory /models \
-    && install --directory --owner=quietserve --group=quietserve /cache
+    && install --directory --owner=quietserve --group=quietserve /cache \
+    && case " $EXTRAS " in *" ray "*) \
+        apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/* ;; esac
 COPY --from=build /opt/dependencies /opt/dependencies
 COPY --from=build /opt/quietserve /opt/quietserve
 ENV PATH=/opt/quietserve/bin:/opt/dependencies/bin:$PATH \

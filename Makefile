@@ -16,7 +16,7 @@ PLAYGROUND_BUILT := node_modules/.built
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
 	@exec $(BIN)/quietserve serve $(ARGS)
 
-test: venv  ## the whole suite, under five minutes; make test ARGS="tests/model -k mask" passes flags on
+test: venv  ## the whole suite, some nine minutes on two cores; make test ARGS="tests/model -k mask" passes flags on
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 12 $(ARGS)  # a file's tests share what is costly to set up
 
 test-clients: venv  ## clients whose pins conflict with ours, each in an environment of its own (made once, minutes)

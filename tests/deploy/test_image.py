@@ -106,6 +106,14 @@ def test_its_labels_are_the_projects() -> None:
     }
 
 
+@pytest.mark.parametrize(("extras", "has_it"), [("", False), ("bnb", False), ("ray", True), ("bnb ray", True)])
+def test_for_ray_it_has_what_kuberay_asks_with(extras: str, has_it: bool) -> None:
+    (run,) = FINAL.all("RUN")
+    told = run.rest[run.rest.index("case ") :].replace("apt-get", "echo").replace("rm -rf", "echo")
+    done = subprocess.run(["/bin/sh", "-c", told], env={"EXTRAS": extras}, capture_output=True, text=True, check=True)
+    assert ("wget" in done.stdout.split()) == has_it
+
+
 @pytest.mark.parametrize("extra", [None, "bnb"])
 def test_what_it_installs_is_pinned(extra: str | None) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -206,6 +206,18 @@ def test_panels_are_told_apart_and_explained() -> None:
         assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])
 
 
+def test_the_page_says_which_question_each_panel_answers() -> None:
+    page = (FOLDER.parent / "operate.md").read_text(encoding="utf-8")
+    table = page.partition("| question | panel | metric |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    assert {title for _, titles, _ in rows for title in titles.split("; ")} == {panel["title"] for panel in PANELS}
+    for question, titles, metrics in rows:
+        asked = "".join(query for title, query, _ in TARGETS if title in titles.split("; "))
+        named = re.findall(r"`(\w+)", metrics)
+        assert named, question
+        assert [metric for metric in named if f"quietserve_{metric}" not in asked] == [], question
+
+
 def test_the_dashboard_is_of_no_particular_grafana() -> None:
     """It can be imported anywhere: no number in a database, and no data source but the chosen one."""
     assert "id" not in DASHBOARD
