@@ -394,21 +394,15 @@ def test_karel_is_a_task_like_any_other(model: Path, tmp_path: Path, method: lis
     assert checkpoint.load(tmp_path / "out").model.can_think == (method[0] == "quiet-star")
 
 
-def test_its_answers_can_be_drawn_to_be_ranked(model: Path, tmp_path: Path) -> None:
-    args = [
-        "sample",
-        "--model",
-        str(model),
-        "--tasks",
-        "karel-4x4",
-        "--n",
-        "3",
-        "--samples",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
-    assert train.main(args) == 0
-    lines = [json.loads(told) for told in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert len(lines) == 3
-    assert all(one["prompt"].startswith("Question: 4x4 @") for one in lines)
+def test_its_answers_vote_weighed_by_a_ranker(tmp_path: Path) -> None:
+    """The bundled model, whose answers are right now and then."""
+    args = ["--models", "karel-small", "--tasks", "karel-4x4", "--seeds", "0", "--rows", "states", "--n", "2"]
+    args += ["--questions", "8", "--learned-samples", "4", "--sample=--temperature 1.5", "--ranker=--steps 2 --batch 2"]
+    results = tmp_path / "votes.json"
+    assert train.main(["ranker-study", "--out", str(tmp_path / "out"), *args, "--results", str(results)]) == 0
+    (row,) = json.loads(results.read_text())["rows"]
+    assert 0 < row["single"] < 1
+    assert row["values"] > 1, "programs that differ are different answers"
+    assert set(row["votes"]["16"]) >= {"majority", "ranker", "oracle"}
+    prompts = [json.loads(one)["prompt"] for one in (tmp_path / "out/learned-0/samples.jsonl").read_text().splitlines()]
+    assert all(prompt.startswith("Question: 4x4 @") for prompt in prompts)
