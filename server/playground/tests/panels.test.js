@@ -226,6 +226,41 @@ test("karel: the worlds drawn, the program stepped through, the probe against th
   assert.match(await text(shown.locator("form")), /“@r9c0N” is no place in a world of 4 by 4 cells/);
 });
 
+/** Has a page take the server's probe for another one, whose readouts are all the same. */
+async function pretend(page, probe, readout) {
+  await page.route("**/v1/models", async (route) => {
+    const models = await (await route.fetch()).json();
+    for (const { capabilities } of models.data) Object.assign(capabilities.probes[0] ?? {}, probe);
+    await route.fulfill({ json: models });
+  });
+  await page.route("**/v1/completions", async (route) => {
+    const reply = await (await route.fetch()).json();
+    for (const { readouts } of reply.choices[0].probes) for (const name of Object.keys(readouts)) readouts[name] &&= readout;
+    await route.fulfill({ json: reply });
+  });
+  await page.reload();
+}
+
+for (const [offset, words] of [[0, ""], [1, ", one step later"], [-2, ", 2 steps earlier"]]) {
+  test(`karel: a probe of turns is held against the step that it speaks of: ${offset}`, async () => {
+    const { page, shown, run, ...rest } = await opened("karel");
+    await pretend(page, { property: "turned", classes: ["left", "not", "right", "round"], offset }, { class: "not", probability: 0.5 });
+    await run();
+    const rows = shown.locator(".steps tbody tr");
+    const operations = await rows.locator("code").allInnerTexts();
+    const turns = operations.map((_, number) => operations.slice(0, number + 1).reduce((sum, one) => sum + ({ right: 1, left: 3 }[one] ?? 0), 0));
+    const truths = operations.map((_, number) => ["not", "right", "round", "left"][turns[number + offset] % 4]);
+    const shows = truths.map((truth) => (truth === undefined ? /^no such step: / : truth === "not" ? /^not ✓/ : new RegExp(`^${truth} ✗`)));
+    const cells = await rows.locator("td:last-child").allInnerTexts();
+    cells.forEach((cell, number) => assert.match(cell, shows[number]));
+    const [judged, right] = [truths.filter(Boolean).length, truths.filter((truth) => truth === "not").length];
+    assert.equal(judged, operations.length - Math.abs(offset));
+    assert.ok(right > 0 && right < judged);
+    assert.match(await text(shown.locator("caption")), new RegExp(`“turned”${words}, and what is so in world 1: ${right} of ${judged} right$`));
+    await assertClean({ page, ...rest });
+  });
+}
+
 test("live: the figures of /metrics move with what is done", async () => {
   const { page, shown, run, ...rest } = await opened("write");
   const figure = (name) => page.locator(".live div", { hasText: name }).locator("dd");
