@@ -150,9 +150,14 @@ test("compare: two depths with one seed, and where they part", async () => {
   assert.notEqual((await text(tokens(left).first())).trim(), "3");
   assert.deepEqual(await shown.locator(".token.differs").count(), 2);
   await tokens(right).first().click();
-  assert.match(await text(shown.locator(".inspector")), /Monday 7 Tuesday 2 Wednesday 6 Thursday 3/);
+  const inspector = shown.locator(".inspector");
+  assert.match(await text(inspector), /Monday 7 Tuesday 2 Wednesday 6 Thursday 3/);
+  assert.equal(await text(inspector.locator(".draft")), `Draft rejected: the base alone would have said ␣${(await text(tokens(left).first())).trim()}.`);
+  assert.match(await text(inspector.locator("table")), /Base alone[\s\S]*Mixed/);
   await assertClean({ page, ...rest });
   await shoot(page, "playground-compare");
+  await tokens(left).first().click();
+  assert.equal(await text(inspector.locator(".draft")), "It did not think: this is the base’s own choice.");
 
   await slide(shown, "Left: thought depth", 12);
   await run();
