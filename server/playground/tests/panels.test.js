@@ -2,8 +2,9 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { dirname } from "node:path";
 import { after, before, test } from "node:test";
-import { ALL, assertClean, launch, panel, serve, shoot } from "./browser.js";
+import { ALL, COMMAND, assertClean, launch, panel, serve, shoot } from "./browser.js";
 
 let server, browser;
 before(async () => ([server, browser] = await Promise.all([serve(...ALL), launch()])));
@@ -118,24 +119,44 @@ test("write: a long answer can be stopped", async () => {
   await tokens(shown).first().waitFor();
 });
 
-for (const [id, example] of [["write", "Who has the ball?"], ["karel", "Round the walls"]]) {
-  test(`${id}: the calls to copy are what was asked, and work`, async () => {
+/** What a press on Copy puts into the clipboard. */
+async function copied(page, calls) {
+  await calls.getByRole("button", { name: "Copy" }).click();
+  await calls.getByText("Copied.").waitFor();
+  return page.evaluate(() => navigator.clipboard.readText());
+}
+
+function output(command, ...args) {
+  const { status, stdout, stderr } = spawnSync(command, args, { encoding: "utf8", maxBuffer: 2 ** 26 });
+  assert.equal(status, 0, stderr);
+  return stdout;
+}
+
+for (const { id, example, curl, python } of [
+  { id: "write", example: "A dial, three steps", curl: [/"text":" 0"/], python: [/text=' 0'/] },
+  { id: "write", example: "Who has the ball?", curl: [/"content":" Fred"/], python: [/content=' Fred'/] },
+  { id: "compare", example: "A dial, four steps", curl: [/"text":" [0-24-9]"/, /"text":" 3"/], python: [] },
+  { id: "correct", example: "Signs for 2 5 3 6 6", curl: [/"turns_run":1/], python: [] },
+  { id: "vote", example: "Signs for 2 5 3 6 6", curl: [/"num_samples":12/], python: [/'num_samples': 12/] },
+  { id: "karel", example: "Round the walls", curl: [/"karel\.obstacle":\{.*"text":" move/], python: [/text=' move.*'karel\.obstacle': \{/] },
+]) {
+  test(`${id}: the calls to copy are what was asked, and work: ${example}`, async () => {
     const { page, shown, run } = await opened(id, { permissions: ["clipboard-read", "clipboard-write"] });
     await choose(shown, "Example", example);
-    const sent = page.waitForRequest((request) => request.method() === "POST");
+    const sent = [];
+    page.on("request", (request) => request.method() === "POST" && sent.push(request.postDataJSON()));
     await run();
-    const body = (await sent).postDataJSON();
-
-    await shown.locator(".calls summary").click();
-    await shown.getByRole("button", { name: "Copy" }).click();
-    await shown.getByText("Copied.").waitFor();
-    const copied = await page.evaluate(() => navigator.clipboard.readText());
-    assert.deepEqual(JSON.parse(/-d '([\s\S]*)'$/.exec(copied)[1]), body);
-    const answered = spawnSync("bash", ["-c", copied], { encoding: "utf8" }).stdout;
-    assert.match(answered, id === "write" ? /"content":" Fred"/ : /"text":" move/);
-
-    await radio(shown, "Python").check();
-    assert.match(await text(shown.locator(".calls pre")), /client\.(chat\.)?completions\.create\(/);
+    const calls = await shown.locator(".calls").all();
+    assert.equal(calls.length, curl.length);
+    for (const [number, one] of calls.entries()) {
+      await one.locator("summary").click();
+      const command = await copied(page, one);
+      assert.deepEqual(JSON.parse(/-d '([\s\S]*)'$/.exec(command)[1]), sent[number]); // what the base is asked comes behind them
+      assert.match(output("bash", "-c", command), curl[number]);
+      if (!python[number]) continue;
+      await radio(one, "Python").check();
+      assert.match(output(`${dirname(COMMAND)}/python`, "-c", await copied(page, one)), python[number]);
+    }
   });
 }
 
