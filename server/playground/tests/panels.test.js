@@ -37,8 +37,10 @@ test("write: an answer is streamed, and each token shows its thought, the base b
   const [all, rejected] = [await tokens(shown).count(), await tokens(shown).and(shown.locator(".changed")).count()];
   assert.equal(Math.round(100 * (1 - rejected / (all - 1))), Number(accepted)); // the end is never drafted
 
-  await tokens(shown).and(shown.locator(".changed")).last().hover();
   const inspector = shown.locator(".inspector");
+  await shown.locator(".token:not(.changed)").first().hover();
+  assert.equal(await text(inspector.locator(".draft")), "Draft accepted: the base alone says the same.");
+  await tokens(shown).and(shown.locator(".changed")).last().hover();
   assert.match(await text(inspector), /Its thought[\s\S]*weight 0\.\d\d, \d+ tokens[\s\S]*Draft rejected: the base alone would have said/);
   assert.match(await text(inspector.locator("table")), /Base alone[\s\S]*Mixed[\s\S]*\d %/);
   await assertClean({ page, ...rest });
@@ -296,6 +298,19 @@ test("live: the figures of /metrics move with what is done", async () => {
   assert.match(await text(figure("drafts accepted")), /^\d+(\.\d)? %$/);
   assert.equal(await text(figure("waiting")), "0");
   await assertClean({ page, ...rest });
+});
+
+test("live: what runs and waits is what /metrics says", async () => {
+  const { page } = await opened("write");
+  await page.route("**/metrics", async (route) => {
+    const lines = (await (await route.fetch()).text()).split("\n").filter((line) => !/^quietserve_num_requests_(running|waiting)[ {]/.test(line));
+    const gauges = ["running 3", "waiting 5"].map((gauge) => `quietserve_num_requests_${gauge}`);
+    await route.fulfill({ body: [...lines, ...gauges, ""].join("\n") });
+  });
+  for (const [name, value] of [["running", "3"], ["waiting", "5"]]) {
+    await page.locator(".live div", { hasText: name }).locator("dd", { hasText: value }).waitFor();
+  }
+  await page.unrouteAll({ behavior: "ignoreErrors" }); // the page goes on asking
 });
 
 test("tabs go by arrow keys, and have an address", async () => {
