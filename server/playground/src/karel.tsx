@@ -81,7 +81,7 @@ function Robot({ models }: { models: Model[] }) {
   return (
     <Panel
       title="Karel" running={running} run={run} label="Write a program"
-      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe reads in its hidden state what is true of the robot, beside what is so."
+      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe says what its hidden state knows of the robot; beside it stands what is so."
       form={
         <>
           <Menu
