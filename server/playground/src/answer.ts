@@ -74,6 +74,7 @@ interface ChatLogprobs {
 }
 
 const NUM_CHOICES = 5;
+const AT_ONCE = 16; // places that the base is asked about in one request
 
 /** The fields that have the server tell what this page shows of each token. */
 export function told(chat: boolean): Body {
@@ -133,17 +134,31 @@ function choices(top: Record<string, number>): Choice[] {
 /**
  * What the base would have said at each place of an answer, had all before it been the same: the text up to there is given
  * as a prompt, and one token is drawn without thinking. Noise belongs to a seed and a place, so that token is the draft.
+ * All that is known so far, once for each request.
  */
-export async function bases(body: Body, answer: Answer, first: number, last: number, signal: AbortSignal): Promise<Base[]> {
+export async function* bases(body: Body, answer: Answer, signal: AbortSignal): AsyncGenerator<Base[]> {
+  let known: Base[] = [];
+  for (let first = 0; first < answer.tokens.length; first += AT_ONCE) {
+    known = [...known, ...(await ask(body, answer, first, signal))];
+    yield known;
+  }
+}
+
+async function ask(body: Body, answer: Answer, first: number, signal: AbortSignal): Promise<Base[]> {
   const ids = answer.tokens.map((token) => token.id);
   const { model, temperature, seed } = body as { model: string; temperature: number; seed: number };
-  const prompt = ids.slice(first, last).map((_, i) => [...answer.prompt, ...ids.slice(0, first + i)]);
+  const prompt = ids.slice(first, first + AT_ONCE).map((_, i) => [...answer.prompt, ...ids.slice(0, first + i)]);
   const asked = { model, temperature, seed, prompt, max_tokens: 1, thought_depth: 0, logprobs: NUM_CHOICES, return_token_ids: true };
   const reply = await post<Event>("v1/completions", asked, signal);
   return reply.choices.map((choice) => {
     const { text, top } = tops(choice.logprobs)[0]!;
     return { draft: choice.token_ids![0]!, text, top };
   });
+}
+
+/** Whether any of its tokens had a thought. */
+export function didThink({ tokens }: Answer): boolean {
+  return tokens.some(({ thoughts }) => thoughts.length);
 }
 
 /** The share that thoughts had in a token; null where there was none. */

@@ -4,6 +4,7 @@ export interface Probe {
   name: string;
   property: string;
   classes: string[];
+  offset: number; // of the step that it speaks of, in steps from the one that the state chose
 }
 
 export interface Model {

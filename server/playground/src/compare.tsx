@@ -1,7 +1,7 @@
 // Two depths side by side, with one seed: what deeper thoughts change.
 
 import { useMemo, useState } from "preact/hooks";
-import { type Answer, NOTHING, answers, told } from "./answer";
+import { type Answer, type Base, NOTHING, answers, bases, didThink, told } from "./answer";
 import type { Body, Model } from "./api";
 import { Calls } from "./calls";
 import { diff } from "./diff";
@@ -26,6 +26,7 @@ function Comparison({ models }: { models: Model[] }) {
   const [settings, set] = useState(() => begin(examples[0]!, models));
   const [depths, setDepths] = useState<Pair<number>>(() => [0, settings.depth]);
   const [both, setBoth] = useState<Pair<Answer>>([NOTHING, NOTHING]);
+  const [compared, setCompared] = useState<Pair<Base[]>>([[], []]);
   const [shown, setShown] = useState(depths);
   const [picked, setPicked] = useState<{ side: number; number: number } | null>(null);
   const running = useRun();
@@ -35,13 +36,15 @@ function Comparison({ models }: { models: Model[] }) {
   const bodies = depths.map((depth) => body({ ...settings, depth: Math.min(depth, most) }, model));
 
   const one = async (side: number, signal: AbortSignal) => {
-    for await (const answer of answers(pathOf(settings), bodies[side]!, signal)) {
-      setBoth((old) => old.map((other, place) => (place === side ? answer : other)) as Pair<Answer>);
-    }
+    let last = NOTHING;
+    for await (last of answers(pathOf(settings), bodies[side]!, signal)) setBoth(replaced(side, last));
+    if (!didThink(last)) return;
+    for await (const known of bases(bodies[side]!, last, signal)) setCompared(replaced(side, known));
   };
   const run = () =>
     running.start((signal) => {
       setBoth([NOTHING, NOTHING]);
+      setCompared([[], []]);
       setShown(depths);
       setPicked(null);
       return Promise.all(SIDES.map((side) => one(side, signal)));
@@ -85,7 +88,7 @@ function Comparison({ models }: { models: Model[] }) {
         </div>
         {both.some(({ tokens }) => tokens.length) ? <Legend changes={false} /> : !running.busy && <p class="empty">Nothing is compared yet.</p>}
         {picked && both[picked.side]!.tokens[picked.number] && (
-          <Inspector answer={both[picked.side]!} number={picked.number} base={undefined} missing="" />
+          <Inspector answer={both[picked.side]!} number={picked.number} base={compared[picked.side]![picked.number]} />
         )}
       </section>
       {SIDES.map((side) => (
@@ -93,6 +96,10 @@ function Comparison({ models }: { models: Model[] }) {
       ))}
     </Panel>
   );
+}
+
+function replaced<T>(side: number, value: T): (old: Pair<T>) => Pair<T> {
+  return ([left, right]) => (side ? [left, value] : [value, right]);
 }
 
 function body(settings: Settings, model: Model): Body {

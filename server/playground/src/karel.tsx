@@ -1,14 +1,15 @@
 // Karel: a program written for some worlds, stepped through them, and what a probe reads of each step against what is so.
 
 import { useEffect, useState } from "preact/hooks";
-import { type Body, type Model, describe, post } from "./api";
+import { type Body, type Model, type Probe, describe, post } from "./api";
 import { Calls } from "./calls";
 import { KAREL } from "./examples";
 import { Menu, Text } from "./fields";
 import { Grid } from "./grid";
 import { Panel, useRun } from "./run";
 import { percent } from "./tokens";
-import { HEADINGS, type Operation, type Pair, type World, isBlocked, isOperation, read, same, trace } from "./worlds";
+import { truths } from "./truths";
+import { type Operation, type Pair, type World, isOperation, read, same, trace } from "./worlds";
 
 interface Readout {
   class: string;
@@ -23,19 +24,20 @@ interface Step {
 interface Program {
   pairs: Pair[];
   steps: Step[];
-  property: string | undefined; // that the probe reads
+  probe: Probe | undefined;
 }
 
 interface Reply {
   choices: { text: string; probes?: { token: string; readouts: Record<string, Readout | null> }[] }[];
 }
 
-/* What is so of a world, by the properties that we know how to tell. */
-const TRUTHS: Record<string, (world: World) => string> = {
-  obstacle: (world) => (isBlocked(world) ? "yes" : "no"),
-  direction: (world) => HEADINGS[world.heading]!,
+const ASKED: Record<string, string> = {
+  obstacle: "wall ahead?",
+  direction: "facing?",
+  position: "rows and columns from where it began?",
+  turned: "turned from how it began?",
+  moved: "cells ahead and to the right of where it began?",
 };
-const ASKED: Record<string, string> = { obstacle: "wall ahead?", direction: "facing?" };
 const COMMAND = "quietserve serve quiet-small --also karel-small --probe karel.obstacle=karel-obstacle";
 const MOST_TOKENS = 24;
 
@@ -72,14 +74,14 @@ function Robot({ models }: { models: Model[] }) {
       setProgram(null);
       const pairs = read(worlds);
       const { choices } = await post<Reply>("v1/completions", body, signal);
-      setProgram({ pairs, steps: steps(choices[0]!, chosen?.name), property: chosen?.property });
+      setProgram({ pairs, steps: steps(choices[0]!, chosen?.name), probe: chosen });
     });
 
   const options = KAREL.map(({ name: value }) => ({ value, text: value }));
   return (
     <Panel
       title="Karel" running={running} run={run} label="Write a program"
-      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe reads in its hidden state what the robot faces, beside what it does face."
+      about="A model of programs alone is shown worlds before and after, and writes what the robot does. A probe says what its hidden state knows of the robot; beside it stands what is so."
       form={
         <>
           <Menu
@@ -135,7 +137,7 @@ function Shown({ worlds, wrong }: { worlds: string; wrong: string | null }) {
 
 const PACE_MS = 700;
 
-function Stepper({ program: { pairs, steps, property } }: { program: Program }) {
+function Stepper({ program: { pairs, steps, probe } }: { program: Program }) {
   const [at, setAt] = useState(0);
   const [playing, setPlaying] = useState(false);
   const traces = pairs.map(({ before }) => trace(before, steps.map(({ operation }) => operation)));
@@ -163,7 +165,7 @@ function Stepper({ program: { pairs, steps, property } }: { program: Program }) 
         <span role="status">{at === 0 ? "Before the first step" : `After step ${at} of ${steps.length}: ${steps[at - 1]!.operation}`}</span>
       </div>
       <Worlds pairs={pairs} now={traces.map((worlds) => worlds[at]!)} ended={at === steps.length} />
-      <Steps steps={steps} worlds={traces[0]!.slice(1)} property={property} at={at} go={go} />
+      <Steps steps={steps} worlds={traces[0]!} probe={probe} at={at} go={go} />
     </>
   );
 }
@@ -184,41 +186,58 @@ function Worlds({ pairs, now, ended }: { pairs: Pair[]; now: World[]; ended: boo
   );
 }
 
-function Steps({ steps, worlds, property, at, go }: {
+function Steps({ steps, worlds, probe, at, go }: {
   steps: Step[];
-  worlds: World[]; // the first one, behind each step
-  property: string | undefined;
+  worlds: World[]; // the first one, before the first step and behind each
+  probe: Probe | undefined;
   at: number;
   go: (step: number) => void;
 }) {
-  const truth = property === undefined ? undefined : TRUTHS[property];
-  const right = steps.filter(({ readout }, number) => readout && readout.class === truth?.(worlds[number]!)).length;
+  const so = probe && truths(probe.property, worlds, probe.offset);
   return (
     <table class="steps">
       <caption>
-        {property ? `What the probe reads of “${property}”, and what is so in world 1` : "The program"}
-        {truth && steps.length > 0 && `: ${right} of ${steps.length} right`}
+        {probe ? `What the probe reads of “${probe.property}”${later(probe.offset)}, and what is so in world 1` : "The program"}
+        {so && score(steps, so)}
       </caption>
       <thead>
         <tr>
           <th scope="col">Step</th>
-          {property && <th scope="col">The probe: {ASKED[property] ?? property}</th>}
-          {truth && <th scope="col">The truth</th>}
+          {probe && <th scope="col">The probe: {ASKED[probe.property] ?? probe.property}</th>}
+          {so && <th scope="col">The truth</th>}
         </tr>
       </thead>
       <tbody>
-        {steps.map(({ operation, readout }, number) => {
-          const so = truth?.(worlds[number]!);
-          const agrees = readout?.class === so;
-          return (
-            <tr key={number} aria-current={number + 1 === at ? "step" : undefined}>
-              <th scope="row"><button type="button" class="step" onClick={() => go(number + 1)}>{number + 1}. <code>{operation}</code></button></th>
-              {property && <td>{readout ? `${readout.class}, ${percent(readout.probability)}` : "nothing"}</td>}
-              {truth && <td class={agrees ? "right" : "wrong"}>{so} <span aria-hidden="true">{agrees ? "✓" : "✗"}</span><span class="unseen">{agrees ? "the probe is right" : "the probe is wrong"}</span></td>}
-            </tr>
-          );
-        })}
+        {steps.map(({ operation, readout }, number) => (
+          <tr key={number} aria-current={number + 1 === at ? "step" : undefined}>
+            <th scope="row"><button type="button" class="step" onClick={() => go(number + 1)}>{number + 1}. <code>{operation}</code></button></th>
+            {probe && <td>{readout ? `${readout.class}, ${percent(readout.probability)}` : "nothing"}</td>}
+            {so && <Truth so={so[number]!} readout={readout} offset={probe.offset} />}
+          </tr>
+        ))}
       </tbody>
     </table>
+  );
+}
+
+/** How many of the readouts that can be judged are right. */
+function score(steps: Step[], so: (string | null)[]): string {
+  const judged = steps.flatMap(({ readout }, number) => (readout && so[number] !== null ? [readout.class === so[number]] : []));
+  return judged.length ? `: ${judged.filter(Boolean).length} of ${judged.length} right` : "";
+}
+
+function later(offset: number): string {
+  const steps = Math.abs(offset) === 1 ? "one step" : `${Math.abs(offset)} steps`;
+  return offset ? `, ${steps} ${offset > 0 ? "later" : "earlier"}` : "";
+}
+
+function Truth({ so, readout, offset }: { so: string | null; readout: Readout | null; offset: number }) {
+  if (so === null) return <td>no such step: {offset > 0 ? "the program has ended" : "it has not begun"}</td>;
+  if (!readout) return <td>{so}</td>;
+  const agrees = readout.class === so;
+  return (
+    <td class={agrees ? "right" : "wrong"}>
+      {so} <span aria-hidden="true">{agrees ? "✓" : "✗"}</span><span class="unseen">{agrees ? "the probe is right" : "the probe is wrong"}</span>
+    </td>
   );
 }

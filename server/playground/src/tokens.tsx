@@ -1,7 +1,7 @@
 // An answer token by token, tinted by how much its thoughts weighed; and what is known of one of them.
 
 import { useRef, useState } from "preact/hooks";
-import { type Answer, type Base, type Choice, type Token, weight } from "./answer";
+import { type Answer, type Base, type Choice, type Token, didThink, weight } from "./answer";
 
 export function percent(share: number): string {
   if (share > 0 && share < 0.0005) return "< 0.1 %";
@@ -79,12 +79,8 @@ export function Legend({ changes }: { changes: boolean }) {
   );
 }
 
-export function Inspector({ answer, number, base, missing }: {
-  answer: Answer;
-  number: number;
-  base: Base | undefined;
-  missing: string; // why there is no base
-}) {
+export function Inspector({ answer, number, base }: { answer: Answer; number: number; base: Base | undefined }) {
+  const missing = didThink(answer) ? "What the base alone would have said is not known yet." : "It did not think: this is the base’s own choice.";
   const token = answer.tokens[number]!;
   return (
     <section class="inspector" aria-label="One token">
@@ -120,7 +116,7 @@ function Thoughts({ token }: { token: Token }) {
 }
 
 function Draft({ token, base, missing }: { token: Token; base: Base | undefined; missing: string }) {
-  if (!base) return missing ? <p class="draft">{missing}</p> : null;
+  if (!base) return <p class="draft">{missing}</p>;
   if (!changed(token, base)) return <p class="draft">Draft <strong>accepted</strong>: the base alone says the same.</p>;
   return (
     <p class="draft">

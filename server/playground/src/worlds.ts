@@ -2,7 +2,7 @@
 
 export const HEADINGS = "NESW"; // each a right turn from the one before
 const MOST_MARKERS = 9; // on one cell
-const STEPS = [[-1, 0], [0, 1], [1, 0], [0, -1]] as const; // rows and columns, by heading
+export const STEPS = [[-1, 0], [0, 1], [1, 0], [0, -1]] as const; // rows and columns, by heading
 
 export interface World {
   size: number;

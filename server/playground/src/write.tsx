@@ -1,7 +1,7 @@
 // Completion and chat, streamed, with every token's thoughts.
 
 import { useRef, useState } from "preact/hooks";
-import { type Answer, type Base, NOTHING, answers, bases, told } from "./answer";
+import { type Answer, type Base, NOTHING, answers, bases, didThink, told } from "./answer";
 import type { Body, Model } from "./api";
 import { Calls } from "./calls";
 import { WRITE } from "./examples";
@@ -9,8 +9,6 @@ import { Panel, useRun } from "./run";
 import { ExampleMenu, Knobs, type Message, ModelMenu, Question, begin, bodyOf, pathOf, usable } from "./settings";
 import { Summary } from "./summary";
 import { Inspector, Legend, Tokens, changed } from "./tokens";
-
-const AT_ONCE = 16; // places that the base is asked about in one request
 
 export function Write({ models }: { models: Model[] }) {
   const examples = usable(WRITE, models);
@@ -35,10 +33,7 @@ export function Write({ models }: { models: Model[] }) {
       asked.current = settings.prompt;
       for await (last of answers(pathOf(settings), body, signal)) setAnswer(last);
       if (!thinks) return;
-      for (let first = 0; first < last.tokens.length; first += AT_ONCE) {
-        const more = await bases(body, last, first, first + AT_ONCE, signal);
-        setCompared((known) => [...known, ...more]);
-      }
+      for await (const known of bases(body, last, signal)) setCompared(known);
     });
 
   const goOn = () => {
@@ -91,19 +86,15 @@ function Output({ answer, compared, busy, picked, pick }: {
   picked: number | null;
   pick: (number: number) => void;
 }) {
-  const thought = answer.tokens.some((token) => token.thoughts.length);
   return (
     <section aria-label="Answer" aria-busy={busy}>
       <Summary answer={answer} busy={busy} />
       {answer.warnings.map((warning) => <p class="hint" key={warning}>{warning}</p>)}
       <Tokens answer={answer} bases={compared} picked={picked} pick={pick} label="Answer; arrow keys go from token to token" />
       {!busy && !answer.tokens.length && <p class="empty">Nothing is written yet: press “Write”, or Ctrl and Enter.</p>}
-      {thought && <Legend changes={answer.tokens.some((token, number) => changed(token, compared[number]))} />}
+      {didThink(answer) && <Legend changes={answer.tokens.some((token, number) => changed(token, compared[number]))} />}
       {picked !== null && picked < answer.tokens.length && (
-        <Inspector
-          answer={answer} number={picked} base={compared[picked]}
-          missing={thought ? "What the base alone would have said is not known yet." : "It did not think: this is the base’s own choice."}
-        />
+        <Inspector answer={answer} number={picked} base={compared[picked]} />
       )}
     </section>
   );

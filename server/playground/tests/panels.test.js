@@ -2,8 +2,9 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { dirname } from "node:path";
 import { after, before, test } from "node:test";
-import { ALL, assertClean, launch, panel, serve, shoot } from "./browser.js";
+import { ALL, COMMAND, assertClean, launch, panel, serve, shoot } from "./browser.js";
 
 let server, browser;
 before(async () => ([server, browser] = await Promise.all([serve(...ALL), launch()])));
@@ -36,8 +37,10 @@ test("write: an answer is streamed, and each token shows its thought, the base b
   const [all, rejected] = [await tokens(shown).count(), await tokens(shown).and(shown.locator(".changed")).count()];
   assert.equal(Math.round(100 * (1 - rejected / (all - 1))), Number(accepted)); // the end is never drafted
 
-  await tokens(shown).and(shown.locator(".changed")).last().hover();
   const inspector = shown.locator(".inspector");
+  await shown.locator(".token:not(.changed)").first().hover();
+  assert.equal(await text(inspector.locator(".draft")), "Draft accepted: the base alone says the same.");
+  await tokens(shown).and(shown.locator(".changed")).last().hover();
   assert.match(await text(inspector), /Its thought[\s\S]*weight 0\.\d\d, \d+ tokens[\s\S]*Draft rejected: the base alone would have said/);
   assert.match(await text(inspector.locator("table")), /Base alone[\s\S]*Mixed[\s\S]*\d %/);
   await assertClean({ page, ...rest });
@@ -118,24 +121,44 @@ test("write: a long answer can be stopped", async () => {
   await tokens(shown).first().waitFor();
 });
 
-for (const [id, example] of [["write", "Who has the ball?"], ["karel", "Round the walls"]]) {
-  test(`${id}: the calls to copy are what was asked, and work`, async () => {
+/** What a press on Copy puts into the clipboard. */
+async function copied(page, calls) {
+  await calls.getByRole("button", { name: "Copy" }).click();
+  await calls.getByText("Copied.").waitFor();
+  return page.evaluate(() => navigator.clipboard.readText());
+}
+
+function output(command, ...args) {
+  const { status, stdout, stderr } = spawnSync(command, args, { encoding: "utf8", maxBuffer: 2 ** 26 });
+  assert.equal(status, 0, stderr);
+  return stdout;
+}
+
+for (const { id, example, curl, python } of [
+  { id: "write", example: "A dial, three steps", curl: [/"text":" 0"/], python: [/text=' 0'/] },
+  { id: "write", example: "Who has the ball?", curl: [/"content":" Fred"/], python: [/content=' Fred'/] },
+  { id: "compare", example: "A dial, four steps", curl: [/"text":" [0-24-9]"/, /"text":" 3"/], python: [] },
+  { id: "correct", example: "Signs for 2 5 3 6 6", curl: [/"turns_run":1/], python: [] },
+  { id: "vote", example: "Signs for 2 5 3 6 6", curl: [/"num_samples":12/], python: [/'num_samples': 12/] },
+  { id: "karel", example: "Round the walls", curl: [/"karel\.obstacle":\{.*"text":" move/], python: [/text=' move.*'karel\.obstacle': \{/] },
+]) {
+  test(`${id}: the calls to copy are what was asked, and work: ${example}`, async () => {
     const { page, shown, run } = await opened(id, { permissions: ["clipboard-read", "clipboard-write"] });
     await choose(shown, "Example", example);
-    const sent = page.waitForRequest((request) => request.method() === "POST");
+    const sent = [];
+    page.on("request", (request) => request.method() === "POST" && sent.push(request.postDataJSON()));
     await run();
-    const body = (await sent).postDataJSON();
-
-    await shown.locator(".calls summary").click();
-    await shown.getByRole("button", { name: "Copy" }).click();
-    await shown.getByText("Copied.").waitFor();
-    const copied = await page.evaluate(() => navigator.clipboard.readText());
-    assert.deepEqual(JSON.parse(/-d '([\s\S]*)'$/.exec(copied)[1]), body);
-    const answered = spawnSync("bash", ["-c", copied], { encoding: "utf8" }).stdout;
-    assert.match(answered, id === "write" ? /"content":" Fred"/ : /"text":" move/);
-
-    await radio(shown, "Python").check();
-    assert.match(await text(shown.locator(".calls pre")), /client\.(chat\.)?completions\.create\(/);
+    const calls = await shown.locator(".calls").all();
+    assert.equal(calls.length, curl.length);
+    for (const [number, one] of calls.entries()) {
+      await one.locator("summary").click();
+      const command = await copied(page, one);
+      assert.deepEqual(JSON.parse(/-d '([\s\S]*)'$/.exec(command)[1]), sent[number]); // what the base is asked comes behind them
+      assert.match(output("bash", "-c", command), curl[number]);
+      if (!python[number]) continue;
+      await radio(one, "Python").check();
+      assert.match(output(`${dirname(COMMAND)}/python`, "-c", await copied(page, one)), python[number]);
+    }
   });
 }
 
@@ -150,9 +173,14 @@ test("compare: two depths with one seed, and where they part", async () => {
   assert.notEqual((await text(tokens(left).first())).trim(), "3");
   assert.deepEqual(await shown.locator(".token.differs").count(), 2);
   await tokens(right).first().click();
-  assert.match(await text(shown.locator(".inspector")), /Monday 7 Tuesday 2 Wednesday 6 Thursday 3/);
+  const inspector = shown.locator(".inspector");
+  assert.match(await text(inspector), /Monday 7 Tuesday 2 Wednesday 6 Thursday 3/);
+  assert.equal(await text(inspector.locator(".draft")), `Draft rejected: the base alone would have said ␣${(await text(tokens(left).first())).trim()}.`);
+  assert.match(await text(inspector.locator("table")), /Base alone[\s\S]*Mixed/);
   await assertClean({ page, ...rest });
   await shoot(page, "playground-compare");
+  await tokens(left).first().click();
+  assert.equal(await text(inspector.locator(".draft")), "It did not think: this is the base’s own choice.");
 
   await slide(shown, "Left: thought depth", 12);
   await run();
@@ -226,6 +254,41 @@ test("karel: the worlds drawn, the program stepped through, the probe against th
   assert.match(await text(shown.locator("form")), /“@r9c0N” is no place in a world of 4 by 4 cells/);
 });
 
+/** Has a page take the server's probe for another one, whose readouts are all the same. */
+async function pretend(page, probe, readout) {
+  await page.route("**/v1/models", async (route) => {
+    const models = await (await route.fetch()).json();
+    for (const { capabilities } of models.data) Object.assign(capabilities.probes[0] ?? {}, probe);
+    await route.fulfill({ json: models });
+  });
+  await page.route("**/v1/completions", async (route) => {
+    const reply = await (await route.fetch()).json();
+    for (const { readouts } of reply.choices[0].probes) for (const name of Object.keys(readouts)) readouts[name] &&= readout;
+    await route.fulfill({ json: reply });
+  });
+  await page.reload();
+}
+
+for (const [offset, words] of [[0, ""], [1, ", one step later"], [-2, ", 2 steps earlier"]]) {
+  test(`karel: a probe of turns is held against the step that it speaks of: ${offset}`, async () => {
+    const { page, shown, run, ...rest } = await opened("karel");
+    await pretend(page, { property: "turned", classes: ["left", "not", "right", "round"], offset }, { class: "not", probability: 0.5 });
+    await run();
+    const rows = shown.locator(".steps tbody tr");
+    const operations = await rows.locator("code").allInnerTexts();
+    const turns = operations.map((_, number) => operations.slice(0, number + 1).reduce((sum, one) => sum + ({ right: 1, left: 3 }[one] ?? 0), 0));
+    const truths = operations.map((_, number) => ["not", "right", "round", "left"][turns[number + offset] % 4]);
+    const shows = truths.map((truth) => (truth === undefined ? /^no such step: / : truth === "not" ? /^not ✓/ : new RegExp(`^${truth} ✗`)));
+    const cells = await rows.locator("td:last-child").allInnerTexts();
+    cells.forEach((cell, number) => assert.match(cell, shows[number]));
+    const [judged, right] = [truths.filter(Boolean).length, truths.filter((truth) => truth === "not").length];
+    assert.equal(judged, operations.length - Math.abs(offset));
+    assert.ok(right > 0 && right < judged);
+    assert.match(await text(shown.locator("caption")), new RegExp(`“turned”${words}, and what is so in world 1: ${right} of ${judged} right$`));
+    await assertClean({ page, ...rest });
+  });
+}
+
 test("live: the figures of /metrics move with what is done", async () => {
   const { page, shown, run, ...rest } = await opened("write");
   const figure = (name) => page.locator(".live div", { hasText: name }).locator("dd");
@@ -235,6 +298,19 @@ test("live: the figures of /metrics move with what is done", async () => {
   assert.match(await text(figure("drafts accepted")), /^\d+(\.\d)? %$/);
   assert.equal(await text(figure("waiting")), "0");
   await assertClean({ page, ...rest });
+});
+
+test("live: what runs and waits is what /metrics says", async () => {
+  const { page } = await opened("write");
+  await page.route("**/metrics", async (route) => {
+    const lines = (await (await route.fetch()).text()).split("\n").filter((line) => !/^quietserve_num_requests_(running|waiting)[ {]/.test(line));
+    const gauges = ["running 3", "waiting 5"].map((gauge) => `quietserve_num_requests_${gauge}`);
+    await route.fulfill({ body: [...lines, ...gauges, ""].join("\n") });
+  });
+  for (const [name, value] of [["running", "3"], ["waiting", "5"]]) {
+    await page.locator(".live div", { hasText: name }).locator("dd", { hasText: value }).waitFor();
+  }
+  await page.unrouteAll({ behavior: "ignoreErrors" }); // the page goes on asking
 });
 
 test("tabs go by arrow keys, and have an address", async () => {

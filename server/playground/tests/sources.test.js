@@ -80,6 +80,39 @@ print(json.dumps(told))`);
   assert.deepEqual(solved, new Set([true, false]));
 });
 
+test("the truths that a probe is held against are the labels that it learns from", async () => {
+  const [{ read, trace }, { truths }] = [await source("worlds"), await source("truths")];
+  const tasks = python(`
+import json, random
+from quietserve.model.training.karel_traces import PROPERTIES, abstract_states
+from quietserve.model.training.tasks.karel import compact, programs
+from quietserve.model.training.tasks.karel.synthesis import FAMILIES
+from quietserve.model.training.traces import Trace
+rng, told, family = random.Random(0), [], FAMILIES["karel-4x4"]
+for number in range(60):
+    question = family.sample(rng, family.steps[0]).question
+    program = " ".join(rng.choices(["move", "move", "left", "right", "pick", "put"], k=8))
+    [states] = abstract_states(compact.read(question)[0][:1], [programs.read(program)], "original")
+    trace = Trace((), {name: tuple(enumerate(state[name] for state in states)) for name in PROPERTIES})
+    pairs = {name: {offset: trace.pairs(name, offset) for offset in (-2, -1, 0, 1)} for name in PROPERTIES}
+    told.append([question, program, pairs])
+print(json.dumps(told))`);
+  const seen = {};
+  for (const [worlds, program, pairs] of tasks) {
+    const first = trace(read(worlds)[0].before, program.split(" "));
+    for (const [property, offsets] of Object.entries(pairs)) {
+      for (const [offset, labels] of Object.entries(offsets)) {
+        const found = truths(property, first, Number(offset)).flatMap((so, number) => (so === null ? [] : [[number, so]]));
+        assert.deepEqual(found, labels, `${property} ${offset}: ${worlds} | ${program}`);
+      }
+      for (const [, label] of offsets[0]) (seen[property] ??= new Set()).add(label);
+    }
+    assert.equal(truths("weather", first, 0), undefined);
+  }
+  assert.deepEqual([...seen.turned].sort(), ["left", "not", "right", "round"]);
+  assert.deepEqual(Object.keys(seen).sort(), ["direction", "moved", "obstacle", "position", "turned"]);
+});
+
 for (const [text, word] of [["", "“”"], ["4x5 @r0c0N", "“4x5”"], ["4x4", "no world"], ["4x4 #r0c0", "“#r0c0”"], ["4x4 @r4c0N", "“@r4c0N”"], ["4x4 @r0c0", "“@r0c0”"], ["4x4 @r0c0N +r0c0", "“+r0c0”"], ["4x4 @r0c0N", "@r0c0N"], ["4x4 @r0c0N jump", "“jump”"]]) {
   test(`worlds that cannot be are told by their word: ${text}`, async () => {
     const { read } = await source("worlds");
