@@ -31,7 +31,7 @@ from .settings import Settings, SettingsError, check_processes
 logger = logging.getLogger("quietserve.server")
 
 EXAMPLE_PROMPT = (
-    "Question: A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. "
+    "Question: A dial is at 2. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. "
     "Where is the dial now?\nAnswer:"
 )
 EXAMPLE_DEPTH = 12

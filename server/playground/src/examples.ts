@@ -2,7 +2,7 @@
 
 import type { Example } from "./settings";
 
-const DIAL = "A dial is at 3. It flips over on Monday. It goes up 4 on Tuesday. It doubles on Wednesday. Where is the dial now?";
+const DIAL = "A dial is at 2. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. Where is the dial now?";
 const DIALS =
   "A dial is at 3. It goes up 4 on Monday. It flips over on Tuesday. It triples on Wednesday. It goes down 3 on Thursday. Where is the dial now?";
 const SWAPS =
@@ -22,11 +22,11 @@ const ANY: Example[] = [
 ];
 
 export const WRITE: Example[] = [
+  { ...QUIET, name: "A dial, three steps", prompt: asked(DIAL), hint: "2 and 4 are 6; flipped over, 6 becomes 3. The answer is 6." },
   {
     ...QUIET, name: "It makes up problems", prompt: "Question: A dial is at 3. It doubles on Monday.", maxTokens: 96, temperature: 1, seed: 19,
     hint: "It goes on with the text of a problem, and answers it; where it is about to answer, thoughts weigh most.",
   },
-  { ...QUIET, name: "A dial, three steps", prompt: asked(DIAL), hint: "Flipped over, 3 becomes 6; 9 is followed by 0. The answer is 0." },
   { ...QUIET, name: "Who has the ball?", kind: "chat", prompt: SWAPS, hint: "The answer is Fred." },
   { ...QUIET, name: "Apples, four steps", prompt: asked(APPLES), hint: "The answer is 6." },
   {

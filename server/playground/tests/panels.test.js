@@ -22,6 +22,7 @@ async function opened(id, settings) {
 
 test("write: an answer is streamed, and each token shows its thought, the base beside it, and its draft", async () => {
   const { page, shown, run, ...rest } = await opened("write");
+  await choose(shown, "Example", "It makes up problems");
   await page.evaluate(() => {
     const count = () => document.querySelectorAll("#panel-write .tokens .token").length;
     window.counts = new Set();
@@ -59,7 +60,7 @@ test("write: tokens are tinted by their weight, and reached by keys alone", asyn
   assert.match(await text(shown.locator(".inspector h3")), /token 2 of 2/);
   assert.match(await page.locator(":focus").getAttribute("aria-label"), /endoftext.*thought: .*weight 0\.\d\d/);
   await page.keyboard.press("Home");
-  assert.match(await page.locator(":focus").getAttribute("aria-label"), /^ 0, thought: Monday 6.*weight 0\.\d\d, draft rejected$/);
+  assert.match(await page.locator(":focus").getAttribute("aria-label"), /^ 6, thought: Monday 6.*weight 0\.\d\d, draft rejected$/);
   await assertClean({ page, ...rest });
 });
 
@@ -135,7 +136,7 @@ function output(command, ...args) {
 }
 
 for (const { id, example, curl, python } of [
-  { id: "write", example: "A dial, three steps", curl: [/"text":" 0"/], python: [/text=' 0'/] },
+  { id: "write", example: "A dial, three steps", curl: [/"text":" 6"/], python: [/text=' 6'/] },
   { id: "write", example: "Who has the ball?", curl: [/"content":" Fred"/], python: [/content=' Fred'/] },
   { id: "compare", example: "A dial, four steps", curl: [/"text":" [0-24-9]"/, /"text":" 3"/], python: [] },
   { id: "correct", example: "Signs for 2 5 3 6 6", curl: [/"turns_run":1/], python: [] },
