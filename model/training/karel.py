@@ -5,7 +5,7 @@ as it is, and what its greedy programs are worth is measured: by whether they do
 varied they are. Emergent Representations of Program Semantics in Language Models Trained on Programs (Jin and Rinard, arXiv
 2305.11169).
 
-`--config ci` takes two minutes, `small` is meant for an hour on two cores (4x4 cells, then 5x5 and 6x6), `full` has the paper's size
+`--config ci` takes a minute, `small` is meant for an hour on two cores (4x4 cells, then 5x5 and 6x6), `full` has the paper's size
 and is for a GPU: 6x6, five pairs, 6 to 10 operations, half a million programs. Every flag that is given counts before the config.
 """
 
@@ -33,7 +33,7 @@ from .processes import Processes
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "ci": {
-        "stages": ["4:2:1-3:240"],
+        "stages": ["4:2:1-3:200"],
         "width": 64,
         "layers": 3,
         "heads": 2,

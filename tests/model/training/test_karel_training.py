@@ -224,6 +224,15 @@ def test_adamw_and_the_papers_text(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path).tokens.tokenizer.get_vocab().keys() >= {"Ġ__wall__", "__wall__", "Ġmove"}
 
 
+@pytest.mark.slow
+def test_the_shortest_config_learns_as_it_is(tmp_path: Path) -> None:
+    assert train.main(["karel", "--config", "ci", "--out", str(tmp_path / "ci")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "ci" / karel.EVALUATIONS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 50, 100, 150, 200]
+    assert lines[0]["accuracy"] < 0.1 < 0.25 < lines[-1]["accuracy"]
+    assert lines[-1]["perplexity"] < lines[1]["perplexity"] < lines[0]["perplexity"]
+
+
 # --- programs that a model writes ------------------------------------------------------------------------------------
 
 
