@@ -23,8 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.exceptions import RayActorError
 
+from examples import ALL_BUNDLED, EXAMPLES, check
 from quietserve.server.ingress import Asked, Head, Ingress, merge_metrics, preferred
-from quietserve.server.replicas import Scale, build, num_replicas
+from quietserve.server.replicas import Replica, Scale, build, num_replicas
 from quietserve.server.settings import SettingsError
 from serving import cancelled, serving
 
@@ -145,6 +146,40 @@ def test_a_client_that_leaves_frees_its_slot(url: str) -> None:
         wait_for(lambda: sum(samples(url, "num_requests_running").values()) == 0, "the slot is free")
 
 
+def test_every_example_of_the_documentation_says_what_its_page_says(url: str) -> None:
+    """Several models, votes, corrections, a ranker, probes: whatever flags bring to one process they bring to replicas."""
+    deploy(ALL_BUNDLED)
+    try:
+        for example in EXAMPLES:
+            check(example, url)
+    finally:
+        deploy(FLAGS)
+
+
+def test_a_replica_that_is_to_go_finishes_what_it_has(url: str) -> None:
+    begun, told = threading.Barrier(5), []
+
+    def listen(number: int) -> None:
+        endless = body(f"A dial is at {number}.", stream=True, max_tokens=400)
+        with httpx.stream("POST", f"{url}/v1/completions", json=endless, timeout=120) as stream:
+            lines = (line for line in stream.iter_lines() if line.startswith("data: "))
+            next(lines)
+            begun.wait(60)
+            told.append(list(lines)[-2:])
+
+    before = pids()
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(listen, number) for number in range(4)]
+        begun.wait(60)
+        deploy(f"{FLAGS} --max-num-queued-reqs 99")  # new replicas, in place of both
+        for client in clients:
+            client.result()
+    assert not set(before) & set(pids())
+    for last, done in told:
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert done == "data: [DONE]"
+
+
 def test_a_replica_that_cannot_load_is_reported_and_the_old_ones_go_on(url: str, tmp_path: Path) -> None:
     before = text_of(url)
     (tmp_path / "config.json").write_text("{}")
@@ -225,6 +260,17 @@ def test_there_are_more_replicas_while_slots_are_short_and_fewer_afterwards(url:
             client.result()
     wait_for(lambda: len(pids()) == 1, "one is enough again")
     assert ask(url).status_code == 200
+
+
+def test_a_replica_is_as_healthy_as_its_device_thread() -> None:
+    """Without a cluster: Ray replaces one that raises here."""
+    replica = Replica("quiet-small --max-num-seqs 1")
+    replica.check_health()
+    (service,) = replica._service.every
+    assert service.pipeline
+    service.pipeline.engine.close(timeout_s=0)
+    with pytest.raises(RuntimeError, match="device thread of quiet-small has died"):
+        replica.check_health()
 
 
 def test_flags_are_judged_before_anything_starts() -> None:
