@@ -26,6 +26,8 @@ from .loading import load_pipelines, make_service
 from .logs import configure
 from .settings import Settings
 
+LAST_REPLIES_S = 10  # for an ingress, behind the last replica
+
 
 class Scale(BaseModel):
     """What `serve run` and a manifest may say."""
@@ -69,6 +71,8 @@ def build(scale: Scale) -> Any:
         num_replicas=scale.num_ingresses,
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
+        # It carries what replicas finish, and tells how those end that do not.
+        graceful_shutdown_timeout_s=settings.shutdown_timeout + LAST_REPLIES_S,
     )
     return ingress.bind(engine.bind(scale.flags))
 
