@@ -5,6 +5,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+MOST_BYTES = 65536
+
 
 class HttpConnection(H11Protocol):
     """uvicorn's, which would send the head of a reply and its body one after the other.
@@ -29,6 +31,8 @@ class Gathering:
         if not self._written:
             asyncio.get_running_loop().call_soon(self._send)
         self._written += data
+        if len(self._written) > MOST_BYTES:  # whoever writes on and on has to learn that nobody reads
+            self._send()
 
     def close(self) -> None:
         """Send what is written, and close."""

@@ -57,3 +57,23 @@ def test_what_was_written_is_sent_before_the_connection_is_closed() -> None:
 
     (reply,) = read(app)
     assert b"connection: close" in reply
+
+
+def test_who_writes_more_than_is_read_has_to_wait() -> None:
+    written = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal written
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200})
+            while written < 10**9:
+                await send({"type": "http.response.body", "body": bytes(10**5), "more_body": True})
+                written += 10**5
+
+    with serve(app) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+        client.sendall(REQUEST)
+        client.recv(100)
+        time.sleep(0.2)
+        before = written
+        time.sleep(0.2)
+        assert written == before < 10**8
