@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# A file's tests share what is costly to set up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 RAY := .venvs/ray
 # Where it may be had, a network of nothing but the loopback.
 LOOPBACK := $(shell unshare --net true 2>/dev/null && echo "unshare --net tests/replicas/loopback")
@@ -10,14 +12,17 @@ LOOPBACK := $(shell unshare --net true 2>/dev/null && echo "unshare --net tests/
 PLAYGROUND := server/playground
 PLAYGROUND_BUILT := node_modules/.built
 
-.PHONY: serve test test-clients test-slow test-browser test-ray bench-ray docs playground check-playground faults soak venv lint format
+.PHONY: serve test test-processes test-clients test-slow test-browser test-ray bench-ray docs playground check-playground faults soak venv lint format
 .DEFAULT_GOAL := serve
 
 serve: venv  ## serve the bundled checkpoint on 127.0.0.1:8000; make serve ARGS="--port 8100" passes flags on
 	@exec $(BIN)/quietserve serve $(ARGS)
 
-test: venv  ## the whole suite, some nine minutes on two cores; make test ARGS="tests/model -k mask" passes flags on
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 12 $(ARGS)  # a file's tests share what is costly to set up
+test: venv  ## all that fits one process; make test ARGS="tests/model -k mask" passes flags on
+	$(PYTEST) --durations 12 $(ARGS)
+
+test-processes: venv  ## servers, balancers, Prometheus, faults, clients: whatever takes processes of its own
+	$(PYTEST) --durations 12 -m "processes and not slow" $(ARGS)
 
 test-clients: venv  ## clients whose pins conflict with ours, each in an environment of its own (made once, minutes)
 	$(BIN)/python -m pytest tests/conformance -m own_env
@@ -44,7 +49,7 @@ check-playground: $(PLAYGROUND)/node_modules  ## the bundle is that of the sourc
 	cd $(PLAYGROUND) && npm --silent run build -- $(PLAYGROUND_BUILT) && diff --recursive page $(PLAYGROUND_BUILT)
 
 faults: venv  ## every fault twenty times as often, 10,000 malformed bodies; a quarter of an hour
-	FAULTS=20 FAULTS_TABLE=docs/results/faults.json $(BIN)/python -m pytest tests/test_faults.py
+	FAULTS=20 FAULTS_TABLE=docs/results/faults.json $(BIN)/python -m pytest -m processes tests/test_faults.py
 
 soak: venv  ## half an hour of everything at once
 	$(BIN)/python tests/soak.py --minutes 30 --out docs/results/soak.json

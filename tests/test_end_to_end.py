@@ -31,6 +31,8 @@ from quietserve.model.voting import Candidate, Entry, vote
 from quietserve.server.__main__ import main as serve
 from serving import ENVIRONMENT, running, serving
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 CORRECTOR, RANKER, KAREL = "score-small", "score-ranker", "karel-small"
 

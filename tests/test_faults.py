@@ -28,6 +28,8 @@ from faults import LONG, PROBE, QUEUE, SLOTS, Victim, read_books, send_and_leave
 from quietserve.server.__main__ import main as serve
 from serving import running
 
+pytestmark = pytest.mark.processes
+
 TIMES = int(os.environ.get("FAULTS", "1"))
 TABLE = os.environ.get("FAULTS_TABLE")
 

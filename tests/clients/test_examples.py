@@ -18,6 +18,8 @@ from quietserve.model import checkpoint
 from quietserve.model.bundled import DEFAULT
 from serving import serving
 
+pytestmark = pytest.mark.processes
+
 EXAMPLES = sorted(path.stem for path in Path(examples.__path__[0]).glob("*.py") if path.stem != "__init__")
 ANSWER = re.compile(r"answer:? (\w+)")
 NUM_PLACES = 4 + 8  # answers that run and that wait

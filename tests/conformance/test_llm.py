@@ -9,6 +9,8 @@ import pytest
 
 from questions import ANSWER, DEEP, PROMPT, STORY
 
+pytestmark = pytest.mark.processes
+
 COMMAND = Path(sys.executable).with_name("llm")
 
 

@@ -20,6 +20,8 @@ from questions import DEEP, QUICK
 from quietserve.model.bundled import DEFAULT
 from quietserve.model.training.tasks import problems
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "scripts" / "evaluate_with_lm_eval.py"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parent
 HOOKS = HERE / "scripts" / "schemathesis_hooks.py"
 COMMAND = [Path(sys.executable).with_name("st"), "--config-file", HERE / "schemathesis.toml", "run"]

@@ -17,6 +17,8 @@ import pytest
 
 from serving import Forked, cancelled, forked
 
+pytestmark = pytest.mark.processes
+
 FOLDER = Path(__file__).parents[2] / "docs/deploy"
 PORTS = ("8001", "8002")
 COMMANDS = {

@@ -25,6 +25,8 @@ from quietserve.model import checkpoint
 from quietserve.model.bundled import DEFAULT
 from serving import serving
 
+pytestmark = pytest.mark.processes
+
 FOLDER = Path(__file__).parents[2] / "docs/deploy"
 GROUPS = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]

@@ -20,6 +20,8 @@ from quietserve.model.config import QuietConfig
 from quietserve.model.parallel import Processes
 from quietserve.model.shards import loading_options, settle
 
+pytestmark = pytest.mark.processes
+
 VOWELS = QuietConfig(thought_stop_tokens=tuple("aeiou"))
 WIDE = {"vocab_size": 515, "hidden_size": 256, "intermediate_size": 601}  # of odd sizes, and large enough to be packed
 MODELS: dict[str, tuple[dict[str, Any], bool]] = {  # and whether it is sped up

@@ -19,6 +19,8 @@ from quietserve.model.config import QuietConfig
 from quietserve.server.__main__ import main
 from serving import COMMAND, ENVIRONMENT, SERVE, address_in, running, serving, wait_until_ready
 
+pytestmark = pytest.mark.processes
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 PREFIX = "Count past 9 from 0. a is 3. a plus 4 is b. "
 BODIES: list[dict[str, Any]] = [

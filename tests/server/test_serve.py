@@ -21,6 +21,8 @@ from quietserve.server.__main__ import LoadingServer, _announce
 from quietserve.server.scheduler import Attempt, Ticket
 from quietserve.server.service import Service
 
+pytestmark = pytest.mark.processes
+
 FLAGS = ["--port", "0", "--served-model-name", "tiny", "--max-num-seqs", "2", "--log-level", "error", "--device", "cpu"]
 
 

@@ -13,6 +13,8 @@ from training_runs import killed_at, log_of, tensors
 from quietserve.model.training import attempts, quiet_star, score
 from quietserve.model.training.trainer import Trainer
 
+pytestmark = pytest.mark.processes
+
 STEPS = 4
 THINKING = ["--steps", "4", "--batch", "4", "--depths", "2", "4", "--positions", "2", "--thoughts", "2"]
 CORRECTING = ["--stage1-steps", "2", "--stage2-steps", "2", "--problems", "4", "--rollouts", "2", "--max-tokens", "6"]
