@@ -22,11 +22,11 @@ const ANY: Example[] = [
 ];
 
 export const WRITE: Example[] = [
-  { ...QUIET, name: "A dial, three steps", prompt: asked(DIAL), hint: "2 and 4 are 6; flipped over, 6 becomes 3. The answer is 6." },
   {
     ...QUIET, name: "It makes up problems", prompt: "Question: A dial is at 3. It doubles on Monday.", maxTokens: 96, temperature: 1, seed: 19,
     hint: "It goes on with the text of a problem, and answers it; where it is about to answer, thoughts weigh most.",
   },
+  { ...QUIET, name: "A dial, three steps", prompt: asked(DIAL), hint: "2 and 4 are 6; flipped over, 6 becomes 3. The answer is 6." },
   { ...QUIET, name: "Who has the ball?", kind: "chat", prompt: SWAPS, hint: "The answer is Fred." },
   { ...QUIET, name: "Apples, four steps", prompt: asked(APPLES), hint: "The answer is 6." },
   {
