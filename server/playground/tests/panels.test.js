@@ -7,7 +7,10 @@ import { after, before, test } from "node:test";
 import { ALL, COMMAND, assertClean, launch, panel, serve, shoot } from "./browser.js";
 
 let server, browser;
-before(async () => ([server, browser] = await Promise.all([serve(...ALL), launch()])));
+before(async () => {
+  server = await serve(...ALL); // first: a browser that nothing closes keeps this process from ending
+  browser = await launch();
+});
 after(() => Promise.all([server?.stop(), browser?.close()]));
 
 const text = (locator) => locator.innerText();
