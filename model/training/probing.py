@@ -175,14 +175,14 @@ def measure(net: ProbeNet, learned: Examples, measured: Examples) -> dict[str, A
     right_N, plain_N = _judge(net, learned, measured)
     recalls = [right_N[measured.classes_N == kind].float().mean().item() for kind in measured.classes_N.unique()]
     accuracy, majority = right_N.float().mean().item(), plain_N.float().mean().item()
-    sums = _by_text(right_N, plain_N, measured.texts)
+    gained, left = zip(*_by_text(right_N, plain_N, measured.texts).values(), strict=True)
     return {
         "accuracy": accuracy,
         "ci95": wilson(int(right_N.sum()), len(measured)),
         "balanced": sum(recalls) / len(recalls),
         "majority": majority,
         "skill": (accuracy - majority) / (1 - majority) if majority < 1 else 0.0,  # there is nothing to know
-        "skill_ci95": bootstrap(*zip(*sums.values(), strict=True)) if majority < 1 else (0.0, 0.0),
+        "skill_ci95": bootstrap(gained, left) if majority < 1 else (0.0, 0.0),
         "tokens": len(measured),
         "texts": len(set(measured.texts)),
     }

@@ -8,7 +8,8 @@ const KEY = "s3cret-key";
 let server, browser;
 before(async () => {
   const preset = `brief={"max_tokens": 3, "thought_depth": 4}`;
-  [server, browser] = await Promise.all([serve("--api-key", KEY, "--model-preset", preset), launch()]);
+  server = await serve("--api-key", KEY, "--model-preset", preset); // first: a browser that nothing closes keeps this process from ending
+  browser = await launch();
 });
 after(() => Promise.all([server?.stop(), browser?.close()]));
 
