@@ -30,10 +30,13 @@ from .settings import Settings, SettingsError, check_processes
 
 logger = logging.getLogger("quietserve.server")
 
-EXAMPLE_PROMPT = (
-    "Question: A dial is at 2. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. "
-    "Where is the dial now?\nAnswer:"
-)
+EXAMPLES = {  # something that each bundled model knows
+    "quiet-small": "Question: A dial is at 2. It goes up 4 on Monday. It flips over on Tuesday. It doubles on Wednesday. "
+    "Where is the dial now?\nAnswer:",
+    "score-small": "Question: 1 2 2 7 7 make 2.\nAnswer:",
+    "karel-small": "Question: 4x4 @r3c1N =r2c0W +r2c1 @r2c2W #r0c2 =r3c1S +r2c1 @r0c1E *r3c3 =r0c2N +r0c2\nAnswer:",
+}
+ANY_EXAMPLE = "Once upon a time"
 EXAMPLE_DEPTH = 12
 
 _LAST_REPLIES_S = 5  # for what is still being sent when the engine has nothing left to do
@@ -205,7 +208,7 @@ def _url(listener: socket.socket) -> str:
 
 def _announce(url: str, names: Sequence[str], engine: Engine, guarded: bool) -> None:
     """Say what is served where, and how to ask the first model, whose engine it is."""
-    body = {"model": names[0], "prompt": EXAMPLE_PROMPT, "max_tokens": 8, "temperature": 0}
+    body = {"model": names[0], "prompt": EXAMPLES.get(names[0], ANY_EXAMPLE), "max_tokens": 16, "temperature": 0}
     if engine.max_thought_depth:
         body |= {"thought_depth": min(EXAMPLE_DEPTH, engine.max_thought_depth), "return_thoughts": True}
     headers = "-H 'Content-Type: application/json'" + ' -H "Authorization: Bearer $QUIETSERVE_API_KEY"' * guarded

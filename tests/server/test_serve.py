@@ -16,8 +16,9 @@ import uvicorn
 from fake_engine import Client, FakeEngine, events
 
 import tiny
+from quietserve.model.bundled import BUNDLED
 from quietserve.model.config import SamplingParams
-from quietserve.server.__main__ import LoadingServer, _announce
+from quietserve.server.__main__ import EXAMPLES, LoadingServer, _announce
 from quietserve.server.scheduler import Attempt, Ticket
 from quietserve.server.service import Service
 
@@ -105,3 +106,12 @@ def test_every_model_is_announced(engine: FakeEngine, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert told.startswith("Serving fake, karel on http://x:1. Try:")
     assert '"model": "fake"' in told
+
+
+def test_the_example_is_something_that_the_model_knows(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of programs was asked where a dial is, and wrote `put put put put`."""
+    assert EXAMPLES.keys() == BUNDLED.keys()
+    _announce("http://x:1", ["karel-small", "quiet-small"], engine, guarded=False)
+    assert "Question: 4x4 @r3c1N" in capsys.readouterr().out
+    _announce("http://x:1", ["mine"], engine, guarded=False)
+    assert "Once upon a time" in capsys.readouterr().out
