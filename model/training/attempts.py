@@ -48,7 +48,7 @@ class Attempts:
         random_share: of attempts that are drawn at random.
         copies: share of the other second attempts that repeat the first.
         foreign: share of second attempts that follow an attempt at another problem.
-        asides: share of right attempts, the last of their document, that hold an aside.
+        asides: share of right attempts, the last of their document and no repetition, that hold an aside.
         tries: most of an aside.
         lucky: share of them that are drawn so that they get there.
     """
@@ -84,22 +84,23 @@ class Attempts:
         if rng.random() < 0.5:
             said, weights = self._say(rng, family, problem, answer)
             return [*prompt, *said], [*read, *weights]
-        second, counts = answer, 1.0
+        second, counts, repeats = answer, 1.0, False
         if rng.random() < self._foreign:
             other = draw(rng, "train", family, problem.num_steps)
             answer, counts = self._attempt(rng, family, other), 0.0  # nobody is to answer so
-        elif rng.random() >= self._copies:
-            second = self._attempt(rng, family, problem)
+        else:
+            repeats = rng.random() < self._copies
+            second = answer if repeats else self._attempt(rng, family, problem)
         first = self._encode(answer)
         told = next_prompt(prompt, first, self._tokens.eos_ids, self._between)  # whose bridge ends the answer, too
-        said, weights = self._say(rng, family, problem, second)
+        # Whoever repeats an answer has nothing to try: an aside that got there would say another one.
+        said, weights = self._plainly(second) if repeats else self._say(rng, family, problem, second)
         return [*told, *said], [*read, *[counts] * len(first), *_light(self._between[1:]), *weights]
 
     def _say(self, rng: random.Random, family: Search, problem: Problem, answer: str) -> tuple[list[int], list[float]]:
         """An answer, perhaps with an aside, and what its tokens count: where an aside begins nobody is to foretell."""
         if not self._asides or rng.random() >= self._asides or not family.verify(problem, answer):
-            ids = self._encode(answer)
-            return ids, [1.0] * len(ids)
+            return self._plainly(answer)
         words = answer.split()
         cut = rng.randrange(rng.randint(1, len(words)))  # mostly early, where there is much to try
         tried = self._try(rng, family, problem, words[:cut])
@@ -124,6 +125,10 @@ class Attempts:
                 trial = family.attempt(rng, problem)
             found.append(trial)
         return found
+
+    def _plainly(self, answer: str) -> tuple[list[int], list[float]]:
+        ids = self._encode(answer)
+        return ids, [1.0] * len(ids)
 
     def _encode(self, answer: str) -> list[int]:
         return [*self._tokens.encode(f" {answer}", special=False), *self._tokens.eos_ids]

@@ -19,6 +19,7 @@ from .problem_texts import ProblemTexts
 from .processes import Processes
 from .thinker import ThinkerConfig, decoder_layers, open_thinker
 from .trained import choose_what_learns, save
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .corpus import Corpus
@@ -68,6 +69,7 @@ class Trainer:
     ) -> None:
         self._config, self._opening, self._looping = config, opening, looping
         self._processes, self._folder = processes, folder
+        self._watch = Watch("base_nll")  # rewards do not feel its rise: every thought at a position gains alike
         self.loaded = open_thinker(config.base, opening, str(processes.device))
         thinking = replace(thinking, pause_token=pause_token(self.loaded))
         choose_what_learns(self.loaded.model, config.lora, thinking=thinking.arm != "continued")
@@ -110,7 +112,9 @@ class Trainer:
             found.append(sums)
         if sampled[0] and step % self._looping.log_every == 0:
             self._note_thoughts(step, parts[0], sampled[0], found[0].rewards_BM)
-        return self._facts(found, counts_3)
+        facts = self._facts(found, counts_3)
+        self._watch.see(facts["base_nll"])
+        return facts
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -186,6 +186,19 @@ def test_an_aside_may_hold_several_tries_until_one_gets_there() -> None:
     assert share[0.0] < share[0.5] < 1
 
 
+def test_who_repeats_an_answer_does_not_try_others() -> None:
+    """An aside that got there used to stand for another answer in most repetitions, and one base in three never learned to repeat."""
+    drawn = list(itertools.islice(problems("train", ("signed-sum",)), 300))
+    tokenizer = build_tokenizer([f"{write_prompt(p)} {p.answer} Question: Again.\nAnswer: --- or" for p in drawn])
+    shares = {"random_share": 0.1, "copies": 1.0, "foreign": 0.0, "asides": 1.0, "tries": 3, "lucky": 0.5}
+    documents = Attempts(tokenizer, [SEARCHES["signed-sum"]], "Again.", **shares)
+    batch = documents.batch(random.Random(3), 200)
+    texts = [documents._tokens.decode(ids, special=True).split("<|endoftext|>")[:2] for ids in batch.ids_BT.tolist()]
+    pairs = [(first.split("Answer:")[1], then.split("Answer:")[1]) for first, then in texts if "Again." in then]
+    assert len(pairs) > 50
+    assert all(first == then for first, then in pairs)
+
+
 def test_prompts_and_the_instruction_count_little() -> None:
     documents = corpus(copies=0.0)
     batch = documents.batch(random.Random(1), 50)
