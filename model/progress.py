@@ -68,6 +68,11 @@ class Generation:
     num_thought_tokens: int = 0
     counts: Counts = field(default_factory=Counts)
 
+    @property
+    def logprobs(self) -> list[float]:
+        """Of its tokens, where they were asked for."""
+        return [token.logprob for token in self.tokens if token.logprob is not None]
+
     def add(self, news: Progress) -> None:
         """Take in what one step decided. Raises the error that ended it."""
         if news.error is not None:

@@ -57,6 +57,7 @@ class Player:
     thought_temperature: float = 1.0
     stop: tuple[str, ...] = ()
     at_once: int = 256  # attempts
+    logprobs: int | None = None  # as `SamplingParams` has it
     between: list[int] = field(init=False)  # two attempts
 
     def __post_init__(self) -> None:
@@ -114,6 +115,7 @@ class Player:
                 temperature=self.temperature,
                 seed=hash_key(seed, turn),
                 stop=self.stop,
+                logprobs=self.logprobs,
                 thought_depth=depth,
                 thought_temperature=self.thought_temperature,
             )

@@ -5,17 +5,16 @@ its scores for weights, as "Turning Dust into Gold" (arXiv 2312.12832), "Adaptiv
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...sampling import hash_key
-from ...voting import Candidate, Entry, vote
+from ...voting import Candidate, Entry, Strategy, judge, vote
 from ..episodes import Turn
 from ..tasks.item import Item
 from .corrected import make_player, mean_of
 from .evaluation import Evaluation, Measured
 from .intervals import wilson
-from .majority import majority
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,10 @@ class Attempt:
     turn: Turn
     said: str | None  # what it votes for
     score: float | None = None  # a ranker's, where there is one
+
+    def candidate(self, index: int) -> Candidate:
+        """As the server lets it stand in a vote."""
+        return replace(judge(index, self.said, self.turn.answer.logprobs), score=self.score or 0.0)
 
 
 Round = Sequence[Attempt]  # of every item one
@@ -82,7 +85,7 @@ def _point(
 ) -> tuple[dict[str, Any], list[bool]]:
     """What K pairs come to, and whether their vote is right, by item."""
     first, second = firsts[: 2 * pairs], seconds[:pairs]
-    parallel, corrected = _vote(items, first), _vote(items, second)
+    parallel, corrected = _vote(items, first, "majority"), _vote(items, second, "majority")
     ahead = [float(b) - float(a) for a, b in zip(parallel, corrected, strict=True)]
     point = {
         "k": pairs,
@@ -93,18 +96,11 @@ def _point(
     return point, corrected
 
 
-def _vote(items: Sequence[Item], rounds: Sequence[Round]) -> list[bool]:
-    """Whether the commonest answer is right, by item."""
-    chosen = (majority([attempt.said for attempt in own]) for own in zip(*rounds, strict=True))
-    return [answer is not None and item.verify(answer) for item, answer in zip(items, chosen, strict=True)]
-
-
-def _weigh(items: Sequence[Item], rounds: Sequence[Round]) -> list[bool]:
-    """Whether the answer of the greatest weight is right, by item."""
+def _vote(items: Sequence[Item], rounds: Sequence[Round], strategy: Strategy) -> list[bool]:
+    """Whether the answer that wins is right, by item."""
     votes = []
     for item, own in zip(items, zip(*rounds, strict=True), strict=True):
-        told = [Candidate(index, attempt.said, score=attempt.score or 0.0) for index, attempt in enumerate(own)]
-        groups = vote(told, "ranker").groups
+        groups = vote([attempt.candidate(index) for index, attempt in enumerate(own)], strategy).groups
         votes.append(bool(groups) and item.verify(groups[0].answer))
     return votes
 
@@ -122,7 +118,7 @@ def _rest(items: Sequence[Item], voting: Sequence[Round], made: Sequence[Round])
         "thought_tokens": sum(attempt.turn.answer.num_thought_tokens for own in made for attempt in own) / len(items),
     }
     is_ranked = voting[0][0].score is not None
-    return told | ({"ranked": _share(_weigh(items, voting))} if is_ranked else {})
+    return told | ({"ranked": _share(_vote(items, voting, "ranker"))} if is_ranked else {})
 
 
 def _share(right: Sequence[bool]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def make_player(evaluation: Evaluation, items: Sequence[Item], temperature: floa
         evaluation.thought_temperature,
         evaluation.stop,
         evaluation.batch,
+        logprobs=0,
     )
 
 

@@ -7,6 +7,7 @@ from quietserve.model.cache import Cache
 from quietserve.model.checkpoint import Loaded
 from quietserve.model.config import SamplingParams
 from quietserve.model.decode import Decoder, generate
+from quietserve.model.progress import Generation, Token
 from quietserve.model.sampling import hash_key
 from quietserve.model.tokens import Tokens
 from quietserve.model.training.evaluation import majority as module
@@ -21,15 +22,17 @@ from quietserve.model.training.tasks.numeric import Numeric
 @pytest.mark.parametrize(
     ("answers", "winner"),
     [
-        (["3", "4", "4"], "4"),
-        (["4", "3", "3", "4"], "4"),  # of equals the one seen first
-        ([None, None, "5"], "5"),  # those without an answer abstain
-        ([None], None),
+        ([("3", -1), ("4", -2), ("4", -2)], "4"),
+        ([("4", -2), ("3", -1), ("3", -1), ("4", -2)], "3"),  # of equals the likelier
+        ([("4", -1), ("3", -1)], "4"),  # of these the one seen first
+        ([(None, -1), (None, -1), ("5", -9)], "5"),  # those without an answer abstain
+        ([(None, -1)], None),
         ([], None),
     ],
 )
-def test_the_majority(answers: list[str | None], winner: str | None) -> None:
-    assert majority(answers) == winner
+def test_the_majority(answers: list[tuple[str | None, float]], winner: str | None) -> None:
+    said, chains = [text for text, _ in answers], [Generation(tokens=[Token(1, value)]) for _, value in answers]
+    assert majority(said, chains) == winner
 
 
 def test_it_counts_what_single_chains_say() -> None:
@@ -39,13 +42,20 @@ def test_it_counts_what_single_chains_say() -> None:
     decoder = Decoder(loaded.model, loaded.tokens, Cache(loaded.model.backbone, 1, 128, 2))
     blank = Numeric("", "", "", "", Wording())
     said: list[list[str | None]] = [[], []]
+    chains: list[list[Generation]] = [[], []]
     for number, prompt in enumerate(prompts):
         for sample in range(3):
             params = SamplingParams(
-                max_tokens=20, temperature=1.2, seed=hash_key(6, number, sample), thought_depth=2, stop=("\nQ:",)
+                max_tokens=20,
+                temperature=1.2,
+                seed=hash_key(6, number, sample),
+                thought_depth=2,
+                stop=("\nQ:",),
+                logprobs=0,
             )
-            said[number].append(blank.extract(generate(decoder, [loaded.tokens.encode(prompt)], params)[0].text))
-    elected = [majority(answers) for answers in said]
+            chains[number] += generate(decoder, [loaded.tokens.encode(prompt)], params)
+            said[number].append(blank.extract(chains[number][-1].text))
+    elected = list(map(majority, said, chains))
     items = [
         Numeric("f:1", f"How many {what}?", "", winner or "none", Wording())
         for what, winner in zip(("oars", "owls"), elected, strict=True)
