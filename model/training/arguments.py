@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import drawing
 from ..checkpoint_folder import CONFIG
-from .loop import DivergedError, write_aside
+from .loop import STATE_FILE, DivergedError, write_aside
 from .lora import Lora
 from .tasks import FAMILIES
 
@@ -30,7 +30,9 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], No
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except DivergedError as error:
-        print(f"{parser.prog}: {error}; the last saved state, from before it, is in {args.out}", file=sys.stderr)
+        saved = max(args.out.rglob(STATE_FILE), key=lambda file: file.stat().st_mtime, default=None)
+        kept = f"; the last saved state is {saved}" if saved else "; no state was saved before it"
+        print(f"{parser.prog}: {error}{kept}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     pyplot, runs = open_pyplot(), summary["runs"]
     figure, axes = pyplot.subplots(2, 3, figsize=(16, 8.5), layout="constrained")
     for run in runs:
-        _draw_training(axes[0, 0], axes[0, 1], run["evaluations"], f"seed {run['seed']}")
+        _draw_training(axes[0, 0], axes[0, 1], run["evaluations"], run["run"])
     _mark(axes[0, 0], [run["evaluations"] for run in runs])
     _over_training(axes[0, 2], runs)
     _against(axes[1, 0], runs)
@@ -74,7 +74,7 @@ def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
                 style,
                 color=f"C{number}",
                 markersize=3,
-                label=f"seed {run['seed']}, {content}",
+                label=f"{run['run']}, {content}",
             )
     axes.set(xlabel="step", ylabel="semantic content, linear probe")
 
@@ -82,7 +82,7 @@ def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
 def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
     for number, run in enumerate(runs):
         for content, style in _STYLES.items():
-            label = f"seed {run['seed']}, {content}, R² {r_squared(run, content):.2f}"
+            label = f"{run['run']}, {content}, R² {r_squared(run, content):.2f}"
             points = zip(*content_and_accuracy(run, content), strict=True)
             axes.plot(*points, style[0], color=f"C{number}", markersize=4, label=label)
     axes.set(xlabel="semantic content, linear probe", ylabel="accuracy of programs")

@@ -55,13 +55,14 @@ def main(argv: list[str] | None = None) -> int:
 def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure whatever is missing, and print the tables."""
     _check(args)
-    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "steps", "held")})
+    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "seed", "steps", "held")})
     torch.set_num_threads(args.threads)
-    reports = [_run(args, seed, folder) for seed, folder in enumerate(args.runs)]
+    reports = [_run(args, folder) for folder in args.runs]
     summary = {
         "command": ["quietserve", "train", "karel-study", *argv],
         "n": args.n,
         "problem_seed": args.problem_seed,
+        "seed": args.seed,
         "versions": library_versions(),
         "runs": reports,
     }
@@ -71,7 +72,7 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     print(markdown(summary))
 
 
-def _run(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything of one run."""
     evaluations = [json.loads(line) for line in (folder / EVALUATIONS).read_text().splitlines()]
     last = evaluations[-1]
@@ -83,12 +84,18 @@ def _run(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     over_training = []
     for line in chosen:
         path = folder / CHECKPOINTS / f"{line['step']:06d}"
-        found = _once(args, f"{folder.name}-{line['step']}", lambda path=path: _linear(args, path, tasks, seed))
+        found = _once(args, f"{folder.name}-{line['step']}", lambda path=path: _linear(args, path, tasks))
         over_training.append({"step": line["step"], "probes": found})
     path = folder / CHECKPOINTS / f"{last['step']:06d}"
-    final = _once(args, f"{folder.name}-final", lambda: _final(args, path, tasks, seed))
-    final |= _once(args, f"{folder.name}-close", lambda: _close(args, path, tasks, seed))
-    return {"seed": seed, "stage": last["stage"], "evaluations": evaluations, "over_training": over_training, **final}
+    final = _once(args, f"{folder.name}-{last['step']}-final", lambda: _final(args, path, tasks))
+    final |= _once(args, f"{folder.name}-{last['step']}-close", lambda: _close(args, path, tasks))
+    return {
+        "run": folder.name,
+        "stage": last["stage"],
+        "evaluations": evaluations,
+        "over_training": over_training,
+        **final,
+    }
 
 
 def _once(args: argparse.Namespace, name: str, measure: Any) -> Any:
@@ -101,49 +108,46 @@ def _once(args: argparse.Namespace, name: str, measure: Any) -> Any:
     return json.loads(file.read_text())
 
 
-def _linear(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+def _linear(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]:
     """Probes of a checkpoint on its own programs."""
     loaded = checkpoint.load(path, "float32")
     traces = label(loaded, tasks, own(loaded, tasks))
-    return _probes(args, loaded, traces, seed, States(loaded, traces, _layers(loaded)), None)
+    return _probes(args, loaded, traces, States(loaded, traces, _layers(loaded)), None)
 
 
-def _final(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]:
     """All that is asked of the last checkpoint."""
     loaded = checkpoint.load(path, "float32")
-    written, blank = own(loaded, tasks), with_random_weights(loaded, seed)
+    written, blank = own(loaded, tasks), with_random_weights(loaded, args.seed)
     traces = label(loaded, tasks, written)
     states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, blank))
     given = label(loaded, tasks, reference(tasks))
     meant = {name: label(loaded, tasks, written, name) for name in MEANINGS}
     return {
         "shapes": {
-            name: _probes(args, loaded, traces, seed, states, blanks, widths=widths) for name, widths in SHAPES.items()
+            name: _probes(args, loaded, traces, states, blanks, widths=widths) for name, widths in SHAPES.items()
         },
-        "offsets": {
-            str(offset): _probes(args, loaded, traces, seed, states, blanks, offset=offset) for offset in OFFSETS
-        },
+        "offsets": {str(offset): _probes(args, loaded, traces, states, blanks, offset=offset) for offset in OFFSETS},
         "meanings": {
-            name: _probes(args, loaded, other, seed, states.with_labels(other), None) for name, other in meant.items()
+            name: _probes(args, loaded, other, states.with_labels(other), None) for name, other in meant.items()
         },
         "reference": _probes(
             args,
             loaded,
             given,
-            seed,
             States(loaded, given, _layers(loaded)),
             States(blank, given, _layers(loaded)),
         ),
     }
 
 
-def _close(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dict[str, Any]:
+def _close(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]:
     """The last checkpoint where it is close: controls with a hidden layer one operation ahead, and meanings text by text."""
     loaded = checkpoint.load(path, "float32")
     written = own(loaded, tasks)
     traces = label(loaded, tasks, written)
-    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, with_random_weights(loaded, seed)))
-    how, fitted = Fit(steps=args.steps, seed=seed), {}
+    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, with_random_weights(loaded, args.seed)))
+    how, fitted = Fit(steps=args.steps, seed=args.seed), {}
     for meaning in ("original", "flip", "adversarial"):
         other = states.with_labels(label(loaded, tasks, written, meaning))
         classes = classes_of(other.traces, MEANT)
@@ -152,21 +156,20 @@ def _close(args: argparse.Namespace, path: Path, tasks: Tasks, seed: int) -> dic
         config = probe_config(loaded, property=MEANT, classes=classes, layers=_layers(loaded))
         fitted[meaning] = fit_part(config, other.examples(MEANT, classes), len(traces), args.held, how)
     gaps = {f"{one} over {other}": skill_gap(fitted[one], fitted[other]) for one, other in pairwise(fitted)}
-    return {"ahead": _probes(args, loaded, traces, seed, states, blanks, widths=HIDDEN, offset=1), "gaps": gaps}
+    return {"ahead": _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1), "gaps": gaps}
 
 
 def _probes(
     args: argparse.Namespace,
     loaded: Loaded,
     traces: Sequence[Trace],
-    seed: int,
     states: States,
     blank: States | None,
     widths: tuple[int, ...] = LINEAR,
     offset: int = 0,
 ) -> dict[str, Any]:
     """A probe of each property, and of three the content: the geometric mean of their accuracies. {} where labels do not differ."""
-    how, found = Fit(widths, args.steps, seed=seed), {}
+    how, found = Fit(widths, args.steps, seed=args.seed), {}
     for name in PROPERTIES:
         classes = classes_of(traces, name)
         if len(classes) < 2:
@@ -211,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=1500, help="updates of a probe (%(default)s)")
     add("--held", type=float, default=0.2, help="share of programs to measure probes with (%(default)s)")
     add("--problem-seed", type=int, default=3, help="draws other tasks (%(default)s)")
+    add("--seed", type=int, default=0, help="of probes, and of what they are measured with (%(default)s)")
     add("--results", type=Path, help="write everything here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from ..tokens import Tokens
 from .batches import Batch, pad
 from .documents import DASH, EOS, PAD, build_tokenizer, token_id
 from .tasks import is_held_out
@@ -108,6 +109,12 @@ def write(tasks: Tasks, form: Form) -> list[str]:
     if form == "compact":
         return tasks.texts()
     return [drawing.write(one.before, one.after) for one in tasks]
+
+
+def form_of(tokens: Tokens, size: int) -> Form:
+    """How worlds of a size are written to the model of a tokenizer: in the words that it knows."""
+    word = compact.vocabulary([size])[0]
+    return "compact" if len(tokens.encode(f" {word}", special=False)) == 1 else "drawing"
 
 
 def prompt(question: str) -> str:

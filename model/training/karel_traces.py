@@ -22,7 +22,7 @@ from ..checkpoint import Loaded
 from .arguments import require, require_least, require_output, run
 from .evaluation.programs import generate_programs, operation_ids
 from .karel import EVALUATIONS
-from .karel_texts import Stage, held_out, parse_stage, prompt
+from .karel_texts import Stage, form_of, held_out, parse_stage, prompt, write
 from .tasks.karel import programs, synthesis
 from .tasks.karel.interpreter import is_blocked, trace
 from .tasks.karel.programs import MEANINGS
@@ -73,7 +73,11 @@ def _stage(args: argparse.Namespace) -> Stage:
 
 def own(loaded: Loaded, tasks: Tasks) -> list[list[int]]:
     """What a model writes, greedily."""
-    return generate_programs(loaded, [prompt(text) for text in tasks.texts()], tasks.ops_NL.shape[1] + SPARE)
+    return generate_programs(loaded, _prompts(loaded, tasks), tasks.ops_NL.shape[1] + SPARE)
+
+
+def _prompts(loaded: Loaded, tasks: Tasks) -> list[str]:
+    return [prompt(text) for text in write(tasks, form_of(loaded.tokens, tasks.before.size))]
 
 
 def reference(tasks: Tasks) -> list[list[int]]:
@@ -86,8 +90,8 @@ def label(loaded: Loaded, tasks: Tasks, written: Sequence[Sequence[int]], meanin
     tokens, op_ids = loaded.tokens, operation_ids(loaded)
     states = abstract_states(first_worlds(tasks), written, meaning)
     traces = []
-    for text, ops, told in zip(tasks.texts(), written, states, strict=True):
-        asked = tokens.encode(prompt(text))
+    for text, ops, told in zip(_prompts(loaded, tasks), written, states, strict=True):
+        asked = tokens.encode(text)
         labels = {
             name: tuple((len(asked) + number, kinds[name]) for number, kinds in enumerate(told[:-1]))
             for name in PROPERTIES

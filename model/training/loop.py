@@ -40,6 +40,22 @@ class Data(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """Sees what each step tells, and ends a run that goes wrong."""
+
+    def see(self, facts: Mapping[str, float]) -> None:
+        """Raises DivergedError."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Remember that."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """How long to train and what to keep on the way."""
@@ -64,6 +80,7 @@ class Loop:
         recipe: whatever must be equal for a saved state to be continued.
         processes: who trains.
         data: what is read on the way, where it has a place to be remembered.
+        guard: ends it where it goes wrong.
     """
 
     def __init__(
@@ -76,9 +93,11 @@ class Loop:
         recipe: Mapping[str, Any],
         processes: Processes,
         data: Data | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model, self.optimizer, self.lr_at, self.config = model, optimizer, lr_at, config
         self.folder, self.recipe, self.processes, self.data = folder, dict(recipe), processes, data
+        self.guard = guard
         self.step = 0  # steps done
 
     def resume(self) -> bool:
@@ -100,6 +119,8 @@ class Loop:
         self.processes.load(self.model, self.optimizer, state)
         if self.data:
             self.data.load(state["data"])
+        if self.guard and "guard" in state:
+            self.guard.load(state["guard"])
         self.step = state["step"]
         if self.processes.is_main:
             drop_lines_after(self.folder / LOG_FILE, self.step)
@@ -140,6 +161,7 @@ class Loop:
             "step": self.step,
             "recipe": self.recipe,
             "data": self.data.state() if self.data else {},
+            "guard": self.guard.state() if self.guard else {},
             **self.processes.state(self.model, self.optimizer),
         }
         if self.processes.is_main:
@@ -164,6 +186,8 @@ class Loop:
         self.optimizer.zero_grad()
         try:
             facts = work(self.step)
+            if self.guard:
+                self.guard.see(facts)
         except DivergedError as error:
             raise DivergedError(f"{error} at step {self.step}") from error
         norm = self.processes.clip(self.model, self.config.clip)

@@ -69,7 +69,6 @@ class Trainer:
     ) -> None:
         self._config, self._opening, self._looping = config, opening, looping
         self._processes, self._folder = processes, folder
-        self._watch = Watch("base_nll")  # rewards do not feel its rise: every thought at a position gains alike
         self.loaded = open_thinker(config.base, opening, str(processes.device))
         thinking = replace(thinking, pause_token=pause_token(self.loaded))
         choose_what_learns(self.loaded.model, config.lora, thinking=thinking.arm != "continued")
@@ -85,6 +84,7 @@ class Trainer:
             folder,
             recipe,
             processes,
+            guard=Watch("base_nll"),  # rewards do not feel its rise: every thought at a position gains alike
         )
 
     def run(self, data: "Corpus | ProblemTexts", resume: bool) -> None:
@@ -112,9 +112,7 @@ class Trainer:
             found.append(sums)
         if sampled[0] and step % self._looping.log_every == 0:
             self._note_thoughts(step, parts[0], sampled[0], found[0].rewards_BM)
-        facts = self._facts(found, counts_3)
-        self._watch.see(facts["base_nll"])
-        return facts
+        return self._facts(found, counts_3)
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -1,7 +1,9 @@
 """Ends a run that breaks what it was to better."""
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from .loop import DivergedError
 
@@ -10,18 +12,24 @@ SHARE, SLACK = 1.25, 0.1  # of ten runs that came out well, the worst rose to 1.
 
 
 class Watch:
-    """Sees a loss, update by update, and remembers the lowest median of `UPDATES`.
-
-    It begins anew in a run that is resumed.
-    """
+    """Sees a loss, update by update, and remembers the lowest median of `UPDATES`: a `Guard` of the loop."""
 
     def __init__(self, name: str) -> None:
         self._name, self._lowest = name, float("inf")
         self._recent: deque[float] = deque(maxlen=UPDATES)
 
-    def see(self, loss: float) -> None:
-        """Take note of a loss, in nats. Raises DivergedError where the last ones are far above the lowest."""
-        self._recent.append(loss)
+    def state(self) -> dict[str, Any]:
+        """What it remembers: a resumed run is ended where one that was not interrupted would have been."""
+        return {"lowest": self._lowest, "recent": list(self._recent)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Remember that."""
+        self._lowest = state["lowest"]
+        self._recent = deque(state["recent"], maxlen=UPDATES)
+
+    def see(self, facts: Mapping[str, float]) -> None:
+        """Take note of the loss, in nats. Raises DivergedError where the last ones are far above the lowest."""
+        self._recent.append(facts[self._name])
         if len(self._recent) < UPDATES:
             return
         now = median(self._recent)

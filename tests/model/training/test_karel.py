@@ -189,10 +189,10 @@ def test_programs_that_do_not_parse() -> None:
 
 
 def test_meanings() -> None:
-    """The paper's: flip swaps what is opposite and leaves move; adversarial moves all five."""
+    """The paper's: flip swaps what is opposite and leaves move; adversarial moves all five (another one bore its name)."""
     told = {name: dict(zip(OPS, (OPS[op] for op in ops), strict=True)) for name, ops in MEANINGS.items()}
     assert told["flip"] == {"move": "move", "left": "right", "right": "left", "pick": "put", "put": "pick"}
-    assert told["adversarial"] == {"pick": "put", "put": "right", "right": "left", "left": "move", "move": "pick"}
+    assert told["adversarial"] == {"pick": "put", "put": "pick", "right": "move", "left": "right", "move": "left"}
     for name, ops in MEANINGS.items():
         assert sorted(ops) == list(range(len(OPS))), name
         assert name in ("original", "flip") or all(op != own for own, op in enumerate(ops))

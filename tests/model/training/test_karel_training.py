@@ -15,11 +15,21 @@ from naive_karel import Karel
 from training_runs import log_of, tensors
 
 from quietserve.model import checkpoint
+from quietserve.model.tokens import Tokens
 from quietserve.model.training import __main__ as train
 from quietserve.model.training import karel, karel_study, karel_traces, report
 from quietserve.model.training.evaluation import programs as evaluation
 from quietserve.model.training.karel_table import phases, r_squared
-from quietserve.model.training.karel_texts import KarelTexts, Stage, build_words, held_out, parse_stage, prompt, write
+from quietserve.model.training.karel_texts import (
+    KarelTexts,
+    Stage,
+    build_words,
+    form_of,
+    held_out,
+    parse_stage,
+    prompt,
+    write,
+)
 from quietserve.model.training.karel_traces import abstract_states
 from quietserve.model.training.muon import Muon, orthogonalise
 from quietserve.model.training.tasks import is_held_out
@@ -262,6 +272,13 @@ def test_a_model_that_was_not_made_for_programs() -> None:
         ValueError, match="score-small was not made for Karel programs: its tokenizer has no token ' move'"
     ):
         evaluation.operation_ids(checkpoint.load("score-small"))
+
+
+def test_a_model_is_asked_in_the_words_it_knows() -> None:
+    """One that had learned from drawings was given compact text to be probed on, and read it byte by byte."""
+    for form in ("compact", "drawing"):
+        for size in (4, 6):
+            assert form_of(Tokens(build_words(form, [4, 5, 6])), size) == form
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------

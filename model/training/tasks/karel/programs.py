@@ -18,14 +18,14 @@ OFTEN = (5, 3, 3, 2, 2)  # how often each is drawn
 
 Ops = NDArray[np.int64]
 
-# What each operation means in place of itself, in the order of `OPS`. The first two are the paper's; the others are every
-# further way that its released code has to move all five.
+# What each operation means in place of itself, in the order of `OPS`. Flip and adversarial are the paper's; random and cycle
+# are two more that move all five.
 MEANINGS: dict[str, tuple[int, int, int, int, int]] = {
     "original": (MOVE, LEFT, RIGHT, PICK, PUT),
     "flip": (MOVE, RIGHT, LEFT, PUT, PICK),
-    "adversarial": (PICK, MOVE, LEFT, PUT, RIGHT),
+    "adversarial": (LEFT, RIGHT, MOVE, PUT, PICK),
     "random": (RIGHT, PUT, PICK, LEFT, MOVE),
-    "turned": (LEFT, RIGHT, MOVE, PUT, PICK),
+    "cycle": (PICK, MOVE, LEFT, PUT, RIGHT),
 }
 
 
