@@ -130,6 +130,35 @@ def test_calibration_is_found_again() -> None:
     assert calibration_error([said]) < 0.03 < calibration_error([raw])
 
 
+def test_equal_scores_are_no_error_of_calibration() -> None:
+    """Among equal scores the wrong answers once came first, and bins of nothing else made scores that are true look far off."""
+    for order in (lambda said: said, reversed, sorted):
+        assert calibration_error([list(order([(0.5, True), (0.5, False)] * 60))]) == pytest.approx(0)
+
+
+@given(SCORED, st.randoms())
+def test_no_order_of_answers_changes_the_calibration_error(
+    questions: list[list[tuple[float, bool]]], rng: random.Random
+) -> None:
+    """Which of equal scores stands first is chance, and would count if scores alone were sorted."""
+    told = [answer for scored in questions for answer in scored]
+    shuffled = rng.sample(told, len(told))
+    assert calibration_error([shuffled], 3) == pytest.approx(calibration_error([told], 3), nan_ok=True)
+
+
+@given(st.dictionaries(st.floats(0, 1), st.booleans(), min_size=1, max_size=40), st.integers(1, 15))
+def test_of_distinct_scores_bins_are_cut_where_they_fall(said: dict[float, bool], bins: int) -> None:
+    """That equal scores are averaged changes nothing where there are none."""
+    answers, parts = sorted(said.items()), min(bins, len(said))
+    size, more = divmod(len(answers), parts)
+    total = 0.0
+    for part in range(parts):
+        first = part * size + min(part, more)
+        own = answers[first : first + size + (part < more)]
+        total += abs(sum(score for score, _ in own) - sum(right for _, right in own))
+    assert calibration_error([answers], bins) == pytest.approx(total / len(answers), abs=1e-9)
+
+
 def test_scores_that_separate_all_are_not_sharpened_for_ever() -> None:
     temperature, bias = fit_calibration([-1.0, 1.0], [False, True])
     assert temperature > 0.01
