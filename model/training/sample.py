@@ -28,7 +28,7 @@ from .evaluation.family_items import FamilyItem
 from .evaluation.generated import longest_answer
 from .evaluation.majority import longest_chain
 from .loop import progress_bar
-from .sampler import Drawn, LocalSampler, Sampler, ServedSampler
+from .sampler import RESERVED, Drawn, LocalSampler, Sampler, ServedSampler
 from .samples import SAMPLES, Asked, Sample
 from .tasks import EVERY, SEARCHES, problems
 from .tasks.files import read_items
@@ -183,6 +183,8 @@ def _check(args: argparse.Namespace) -> None:
     require(args, "max_tokens", args.max_tokens is None or args.max_tokens >= 1, "1 or more")
     require_distinct(args, "tasks")
     require(args, "params", args.url is not None or not args.params, "left out: it is for a served model's requests")
+    taken = [name for name in RESERVED if name in args.params]
+    require(args, "params", not taken, f"without {', '.join(taken)}: the draw sets that itself")
     args.stop = read_stops(args) if args.stop is not None else None
     for name in args.tasks:
         known = name in EVERY or Path(name).is_file()

@@ -12,6 +12,7 @@ from ..decode import Decoder, generate
 from ..sampling import hash_key
 
 MOST_AT_ONCE = 16  # answers that one request asks a served model for
+RESERVED = ("prompt", "n", "logprobs", "seed", "stream", "model", "request_id")  # of a request; nobody else sets these
 
 
 class Drawn(NamedTuple):
@@ -62,7 +63,7 @@ class ServedSampler:
     """Draws from a served model, by the completions that OpenAI's clients ask for. Raises what the client raises."""
 
     client: Client
-    params: Mapping[str, Any]  # of every request
+    params: Mapping[str, Any]  # of every request; of those that are `RESERVED` the model alone
     seed: int
 
     def draw(self, prompts: Sequence[str], numbers: Sequence[int], count: int) -> list[list[Drawn]]:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 import serving
 from quietserve.model.training import pretrain, sample
 from quietserve.model.training.evaluation.family_items import FamilyItem, draw_items
+from quietserve.model.training.sampler import RESERVED
 from quietserve.model.training.samples import Asked, Sample, append, read_samples, write_halves
 from quietserve.model.training.tasks import problems
 from quietserve.model.training.tasks.item import Wording
@@ -129,6 +130,18 @@ def test_from_a_server(tmp_path: Path) -> None:
     assert {s.answer for s in told} == {"1", "2", None}
     assert all(s.right == (s.answer == one.key) for one in asked for s in one.samples)
     assert all(s.logprob < 0 for s in told)
+
+
+@pytest.mark.parametrize("params", [{key: None} for key in RESERVED] + [{"n": 2, "top_p": 0.9, "seed": 1}])
+def test_what_the_draw_sets_itself_is_no_parameter(
+    params: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most of these once ended in the traceback of a TypeError, when the server had already been asked for its models."""
+    flags = ["--url", "http://127.0.0.1:9", "--tasks", "dial", "--params", json.dumps(params)]
+    assert sample.main(["--out", str(tmp_path / "out"), *flags]) == 2
+    keys = ", ".join(key for key in RESERVED if key in params)
+    assert f"it must be without {keys}: the draw sets that itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_a_file(tmp_path: Path) -> None:
