@@ -37,7 +37,10 @@ from .tasks.item import Item, Wording
 MADE_WITH = "sampling.json"  # what a folder's answers were asked for with
 AT_ONCE = 32  # questions between two writes
 SERVED_TOKENS = 256  # of an answer, where nothing is known of the tokenizer
-SETTINGS = ("tasks", "direct", "held_out", "samples", "temperature", "max_tokens", "depth", "params", "seed")
+SETTINGS = (
+    *("tasks", "direct", "held_out", "samples", "temperature", "max_tokens", "depth", "params", "seed"),
+    "served_model",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,8 +125,10 @@ def _open(args: argparse.Namespace) -> None:
     if not file.exists():
         (args.out / MADE_WITH).unlink(missing_ok=True)  # a run that drew nothing binds nobody
     stop = None if args.stop is None else list(args.stop)
+    dtype = None if args.dtype == "auto" else args.dtype  # as in folders from before it was noted
     settings = {name: getattr(args, name) for name in SETTINGS}
-    claim(args.out, settings | {"stop": stop, "model": str(args.model), "url": args.url}, MADE_WITH)
+    whose = {"model": str(args.model), "url": args.url, "dtype": dtype}
+    claim(args.out, settings | {"stop": stop, **whose}, MADE_WITH)
 
 
 @contextmanager

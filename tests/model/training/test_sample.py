@@ -178,6 +178,38 @@ def test_what_is_there_is_not_lost(drawn: Path, capsys: pytest.CaptureFixture[st
     assert (drawn / "samples.jsonl").read_bytes() == before
 
 
+def test_answers_of_another_model_of_the_server_are_not_mixed_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run once went on with whichever model of the server it was told of then, in the same file."""
+    with serve_saying(lambda seed: " --- 1") as url:
+        flags = ["--url", url, "--tasks", "dial"]
+        draw(tmp_path, *flags, "--served-model", "one")
+        before = (tmp_path / "samples.jsonl").read_bytes()
+        for other in (["--served-model", "two"], []):
+            assert sample.main(["--out", str(tmp_path), *FEW, *flags, *other, "--resume"]) == 2
+            assert "was made with 'one'" in capsys.readouterr().err
+        assert (tmp_path / "samples.jsonl").read_bytes() == before
+        draw(tmp_path, *flags, "--served-model", "one", "--resume")
+
+
+def test_folders_from_before_all_was_noted_go_on(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They say nothing of weights and of served models, and were made with the usual ones unless somebody says otherwise."""
+    (tmp_path / "samples.jsonl").write_bytes((drawn / "samples.jsonl").read_bytes())
+    noted = json.loads((drawn / "sampling.json").read_text())
+    old = {key: value for key, value in noted.items() if key not in ("dtype", "served_model")}
+    assert len(old) == len(noted) - 2
+    (tmp_path / "sampling.json").write_text(json.dumps(old))
+    draw(tmp_path, *CORRECTOR, "--resume")
+    draw(tmp_path, *CORRECTOR, "--resume", "--dtype", "auto")
+    assert (tmp_path / "samples.jsonl").read_bytes() == (drawn / "samples.jsonl").read_bytes()
+    for folder in (drawn, tmp_path):
+        assert sample.main(["--out", str(folder), *CORRECTOR, *FEW, "--resume", "--dtype", "bfloat16"]) == 2
+        assert "--dtype is 'bfloat16'; what is in" in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
