@@ -18,7 +18,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..ranker import CONFIG, Ranker, load_ranker
 from . import rank, rank_plot, sample
-from .arguments import check_study, claim, require, require_distinct, require_least, run
+from .arguments import check_study, claim, drop_flags, require, require_distinct, require_least, run
 from .evaluation.evaluate import library_versions
 from .loop import progress_bar, write_aside
 from .rank_table import markdown
@@ -96,7 +96,8 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
         return
     if not (folder / CONFIG).exists():
         flags = ["--model", str(model), "--data", str(args.out / f"learned-{seed}"), "--out", str(folder)]
-        flags += ["--seed", str(seed), "--resume", *args.ranker.split(), *ROWS[row]]
+        given = drop_flags(args.ranker, rank.KNOBS if "classifier" in ROWS[row] else ())  # it has no encoder
+        flags += ["--seed", str(seed), "--resume", *given, *ROWS[row]]
         if code := rank.main(flags):
             raise SystemExit(code)
     loaded = checkpoint.load(model, "float32")
@@ -180,5 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     add("--sample", default="", metavar="FLAGS", help='further flags of `train sample`, as --sample="..."')
-    add("--ranker", default="", metavar="FLAGS", help='further flags of `train ranker`, as --ranker="..."')
+    add(
+        "--ranker",
+        default="",
+        metavar="FLAGS",
+        help='further flags of `train ranker`, as --ranker="..."; those of the encoder go to rows that have one',
+    )
     return parser

@@ -134,7 +134,7 @@ def _open(args: argparse.Namespace) -> None:
 @contextmanager
 def _sampler(args: argparse.Namespace, items: Sequence[Item]) -> Iterator[Sampler]:
     if not args.url:
-        yield _local(args, checkpoint.load(args.model, args.dtype, args.device), items)
+        yield _local(args, checkpoint.load(args.model, args.dtype or "auto", args.device or "cpu"), items)
         return
     with Client(args.url) as client:
         try:
@@ -188,6 +188,11 @@ def _check(args: argparse.Namespace) -> None:
     require(args, "max_tokens", args.max_tokens is None or args.max_tokens >= 1, "1 or more")
     require_distinct(args, "tasks")
     require(args, "params", args.url is not None or not args.params, "left out: it is for a served model's requests")
+    fits = args.url is not None or args.served_model is None
+    require(args, "served_model", fits, "left out: the model is a checkpoint")
+    for name in ("dtype", "device"):
+        fits = args.url is None or getattr(args, name) is None
+        require(args, name, fits, "left out: the model is a server's")
     taken = [name for name in RESERVED if name in args.params]
     require(args, "params", not taken, f"without {', '.join(taken)}: the draw sets that itself")
     args.stop = read_stops(args) if args.stop is not None else None
@@ -234,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--depth", type=int, help="tokens of a thought (as the model was trained; a server's default)")
     add("--seed", type=int, default=0, help="draws other questions and other answers (%(default)s)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of weights (%(default)s)")
-    add("--device", default="cpu", help="where a checkpoint is put (%(default)s)")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], help="of a checkpoint's weights (auto)")
+    add("--device", help="where a checkpoint is put (cpu)")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser

@@ -119,5 +119,24 @@ def test_a_study_that_cannot_be(
     assert words in capsys.readouterr().err
 
 
+def test_the_encoders_flags_go_to_rows_that_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier refuses them, and would end a study of all rows."""
+    trained: dict[str, list[str]] = {}
+    monkeypatch.setattr(rank_study.sample, "main", lambda argv: 0)
+    monkeypatch.setattr(
+        rank_study.rank, "main", lambda argv: trained.update({argv[argv.index("--out") + 1]: argv}) or 0
+    )
+    monkeypatch.setattr(rank_study, "_measure", lambda *told: {})
+    monkeypatch.setattr(rank_study, "read_samples", lambda folder: [])
+    monkeypatch.setattr(rank_study, "markdown", str)
+    flags = ["--out", str(tmp_path), "--models", "score-small", "--tasks", "signed-sum", "--seeds", "0"]
+    flags += ["--rows", "states", "pooled", "classifier", "--ranker=--width 16 --steps 8 --heads=2"]
+    assert rank_study.main(flags) == 0
+    states, pooled, classifier = (trained[str(tmp_path / f"{row}-0")] for row in ("states", "pooled", "classifier"))
+    assert states[-5:] == ["--width", "16", "--steps", "8", "--heads=2"]
+    assert pooled[-7:] == ["--width", "16", "--steps", "8", "--heads=2", "--layers", "0"]
+    assert classifier[-5:] == ["--resume", "--steps", "8", "--kind", "classifier"]
+
+
 def test_rows_differ() -> None:
     assert all(a != b for a, b in itertools.combinations(rank_study.ROWS.values(), 2))

@@ -162,11 +162,22 @@ def test_from_a_file(tmp_path: Path) -> None:
         (["--depth", "4"], "--depth is 4; it must be 0: the model does not think"),
         (["--max-tokens", "2000"], "the model's context has room for 1024"),
         (["--params", '{"n": 2}'], "it is for a served model's requests"),
+        (["--served-model", "a"], "--served-model is a; it must be left out: the model is a checkpoint"),
     ],
 )
 def test_what_cannot_be_drawn(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.main(["--out", str(tmp_path / "out"), *CORRECTOR, *FEW, *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--dtype", "auto"], ["--dtype", "float32"], ["--device", "cpu"]])
+def test_a_served_models_weights_are_not_ours_to_put(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These were once taken and not read, as if a server had listened."""
+    asked = ["--url", "http://127.0.0.1:9", "--tasks", "dial", *flags]
+    assert sample.main(["--out", str(tmp_path / "out"), *asked]) == 2
+    assert f"{flags[0]} is {flags[1]}; it must be left out: the model is a server's" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_lost(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
