@@ -73,7 +73,7 @@ def draw(
 ) -> list[Asked]:
     """`count` answers to every item, judged; an item's number decides which ones."""
     prompts = [_prompt(item, direct) for item in items]
-    drawn = sampler.draw(prompts, numbers, count)
+    drawn = sampler.draw(prompts, numbers, count, [_is_bare(item, direct) for item in items])
     return [
         Asked(
             item.source,
@@ -88,16 +88,17 @@ def draw(
 
 
 def _prompt(item: Item, direct: bool) -> str:
-    return item.prompt if direct or _is_search(item) else item.reasoning_prompt
+    return item.prompt if _is_bare(item, direct) else item.reasoning_prompt
 
 
-def _is_search(item: Item) -> bool:
-    return isinstance(item, FamilyItem) and item.problem.family in SEARCHES
+def _is_bare(item: Item, direct: bool) -> bool:
+    """Whether it is answered without a chain of thought."""
+    return direct or (isinstance(item, FamilyItem) and item.problem.family in SEARCHES)
 
 
 def _judge(item: Item, drawn: Drawn, direct: bool) -> Sample:
     """What an answer comes to: of a family's problem answered directly, all of it."""
-    whole = isinstance(item, FamilyItem) and (direct or _is_search(item))
+    whole = isinstance(item, FamilyItem) and _is_bare(item, direct)
     found = (drawn.text.strip() or None) if whole else item.extract(drawn.text)
     return Sample(
         drawn.text,
@@ -149,8 +150,7 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
     depth = (quiet.thought_depth if quiet else 0) if args.depth is None else args.depth
     require(args, "depth", loaded.model.can_think or not depth, "0: the model does not think")
     evaluation = Evaluation(loaded)
-    bare = args.direct or all(map(_is_search, items))
-    mute = evaluation.dash if bare else None  # what opens an aside, or a base would reason in the open
+    bare = all(_is_bare(item, args.direct) for item in items)
     enough = longest_answer(evaluation, items) if bare else longest_chain(evaluation, items)
     params = SamplingParams(
         max_tokens=args.max_tokens or enough,
@@ -158,11 +158,10 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
         seed=args.seed,
         stop=_stop(args, items),
         logprobs=0,
-        logit_bias={} if mute is None else {mute: -100.0},
         thought_depth=depth,
         thought_temperature=quiet.thought_temperature if quiet else 1.0,
     )
-    return LocalSampler(loaded, params)
+    return LocalSampler(loaded, params, dash=evaluation.dash)
 
 
 def _served(args: argparse.Namespace, client: Client, items: Sequence[Item]) -> ServedSampler:

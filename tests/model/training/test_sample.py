@@ -1,6 +1,7 @@
 """Answers drawn to be learned from: judged, resumed, from a checkpoint and from a server, on both sides of the split."""
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,10 +100,16 @@ def test_who_answers_nothing_is_in_neither_half(tmp_path: Path) -> None:
     assert write_halves(tmp_path) == (1, 1)
 
 
-def test_chains_of_thought_are_asked_for_and_read(tmp_path: Path) -> None:
-    base = tmp_path / "base"
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It reasons in the open."""
+    folder = tmp_path_factory.mktemp("sampled") / "base"
     sizes = ["--width", "32", "--layers", "1", "--heads", "1", "--steps", "30", "--idle-steps", "0", "--batch", "16"]
-    assert pretrain.main(["--out", str(base), "--families", "dial", *sizes, "--direct", "0"]) == 0
+    assert pretrain.main(["--out", str(folder), "--families", "dial", *sizes, "--direct", "0"]) == 0
+    return folder
+
+
+def test_chains_of_thought_are_asked_for_and_read(base: Path, tmp_path: Path) -> None:
     asked = draw(tmp_path / "chains", "--model", str(base), "--tasks", "dial")
     assert all(one.prompt == one.direct_prompt + " ---" for one in asked)
     told = [(one, s) for one in asked for s in one.samples]
@@ -112,6 +119,18 @@ def test_chains_of_thought_are_asked_for_and_read(tmp_path: Path) -> None:
     direct = draw(tmp_path / "direct", "--model", str(base), "--tasks", "dial", "--direct")
     assert all(one.prompt == one.direct_prompt for one in direct)
     assert not any("---" in s.text for one in direct for s in one.samples), "it may not reason in the open"
+
+
+@pytest.mark.parametrize("tasks", [("dial", "signed-sum"), ("signed-sum", "dial")])
+def test_of_several_tasks_each_is_asked_as_if_alone(base: Path, tmp_path: Path, tasks: tuple[str, str]) -> None:
+    """All once had the first one's numbers of steps, and a search might be reasoned about in the open beside another task."""
+    asked = draw(tmp_path, "--model", str(base), "--tasks", *tasks)
+    by_task = {name: asked[number::2] for number, name in enumerate(tasks)}
+    assert all(one.source.startswith(f"{name}, ") for name, own in by_task.items() for one in own)
+    assert {len(re.findall(r" on \w+day", one.question)) for one in by_task["dial"]} == set(range(1, 8))
+    said = {name: [told.text for one in own for told in one.samples] for name, own in by_task.items()}
+    assert any("---" in text for text in said["dial"])
+    assert not any("---" in text for text in said["signed-sum"])
 
 
 def test_the_split(tmp_path: Path) -> None:
