@@ -24,7 +24,7 @@ from .loop import progress_bar, write_aside
 from .rank_table import markdown
 from .rank_votes import Scores, measure_votes
 from .ranking import calibration_error, pairwise
-from .samples import NEGATIVE, Asked, read_samples
+from .samples import NEGATIVE, Asked, num_questions, read_samples
 
 ROWS: dict[str, list[str]] = {
     "states": [],
@@ -54,13 +54,10 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     for seed in args.seeds:
         model = args.models[seed % len(args.models)]
         flags = ["--model", str(model), "--tasks", *args.tasks, *args.sample.split()]
-        _draw(
-            args.out / f"learned-{seed}",
-            [*flags, "--n", str(args.questions), "--samples", str(args.learned_samples)],
-            seed,
-        )
-        fresh = ["--n", str(args.n), "--samples", str(SIZES[-1]), "--held-out"]
-        _draw(_fresh(args, seed), [*flags, *fresh], args.problem_seed)
+        learned = [*flags, "--samples", str(args.learned_samples)]
+        _draw(args.out / f"learned-{seed}", args.questions, learned, seed)
+        fresh = [*flags, "--samples", str(SIZES[-1]), "--held-out"]
+        _draw(_fresh(args, seed), args.n, fresh, args.problem_seed)
         for row in args.rows:
             _run_row(args, row, seed, model)
     summary = summarise(args, argv)
@@ -82,10 +79,11 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, flags: list[str], seed: int) -> None:
-    """Answers, unless they are there."""
-    done = (folder / NEGATIVE).exists()
-    if not done and (code := sample.main(["--out", str(folder), "--seed", str(seed), "--resume", *flags])):
+def _draw(folder: Path, number: int, flags: list[str], seed: int) -> None:
+    """Answers to so many questions or more, unless they are there; where there are fewer, those stay the first ones."""
+    if (folder / NEGATIVE).exists() and num_questions(folder) >= number:
+        return
+    if code := sample.main(["--out", str(folder), "--seed", str(seed), "--resume", *flags, "--n", str(number)]):
         raise SystemExit(code)
 
 
@@ -101,7 +99,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
         if code := rank.main(flags):
             raise SystemExit(code)
     loaded = checkpoint.load(model, "float32")
-    report |= _measure(loaded, folder, read_samples(_fresh(args, seed)), args.problem_seed)
+    report |= _measure(loaded, folder, read_samples(_fresh(args, seed), args.n), args.problem_seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)

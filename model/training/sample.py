@@ -54,18 +54,18 @@ def sample(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     _open(args)
     items = list(itertools.islice(_items(args), args.n))
-    done = samples.keep_multiple(args.out, AT_ONCE)  # an answer's last digits depend on what it was drawn beside
-    bar = progress_bar(total=len(items), initial=done, unit="question")
+    # An answer's last digits depend on what it was drawn beside.
+    done = samples.keep_multiple(args.out, AT_ONCE, enough=len(items))
+    bar = progress_bar(total=len(items), initial=min(done, len(items)), unit="question")
     with _sampler(args, items) as sampler, bar:
         for first in range(done, len(items), AT_ONCE):
             part = items[first : first + AT_ONCE]
             samples.append(args.out, draw(sampler, part, range(first, first + len(part)), args.samples, args.direct))
             bar.update(len(part))
     right, wrong = samples.write_halves(args.out)
-    told = len(items) * args.samples
-    print(
-        f"{len(items)} questions, {told} answers: {right} right, {wrong} wrong, {told - right - wrong} without an answer"
-    )
+    number = max(done, len(items))  # a folder keeps what was drawn when more was asked for
+    told = number * args.samples
+    print(f"{number} questions, {told} answers: {right} right, {wrong} wrong, {told - right - wrong} without an answer")
 
 
 def draw(

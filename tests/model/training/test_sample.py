@@ -259,6 +259,18 @@ def test_with_more_questions_the_first_stay(tmp_path: Path) -> None:
     assert few[0].key == "2"
 
 
+def test_where_fewer_questions_are_asked_for_none_is_lost(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last ones were once taken away, and the answers of the others counted as those of the few."""
+    for name in ("sampling.json", "samples.jsonl"):
+        (tmp_path / name).write_bytes((drawn / name).read_bytes())
+    draw(tmp_path, *CORRECTOR, "--n", "5", "--resume")
+    assert capsys.readouterr().out.startswith("40 questions, 120 answers: ")
+    assert (tmp_path / "samples.jsonl").read_bytes() == (drawn / "samples.jsonl").read_bytes()
+    assert read_samples(tmp_path, 5) == read_samples(drawn)[:5]
+
+
 def test_whatever_ends_an_answer_of_any_task_ends_all() -> None:
     ends = [FamilyItem(next(problems("train", ("dial",))), ()), Numeric("", "", "", "1", Wording())]
     assert sample._stop(Namespace(stop=None), ends) == ("\n", "\nQ:")
