@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,19 @@ def check_adapters(args: argparse.Namespace) -> None:
     fits = args.lora or args.quantization == "none"
     require(args, "quantization", fits, "none, or there must be --lora: rounded weights cannot be trained")
     require(args, "shard", not (args.shard and args.quantization != "none"), "left out where weights are quantised")
+
+
+def drop_flags(written: str, knobs: Collection[str]) -> list[str]:
+    """Flags as they are written on a command line, without some knobs and their values."""
+    flags, words = [], iter(written.split())
+    for word in words:
+        name, given, _ = word.partition("=")
+        if name.startswith("--") and name.removeprefix("--").replace("-", "_") in knobs:
+            if not given:
+                next(words, None)  # its value
+            continue
+        flags.append(word)
+    return flags
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:

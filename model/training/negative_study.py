@@ -19,7 +19,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..checkpoint_folder import CONFIG
 from . import negative, negative_plot, sample
-from .arguments import check_study, claim, require_distinct, run
+from .arguments import check_study, claim, drop_flags, require_distinct, run
 from .evaluation import generated, majority
 from .evaluation.evaluate import library_versions
 from .evaluation.evaluation import Evaluation
@@ -138,16 +138,7 @@ def _train(args: argparse.Namespace, arm: str, seed: int) -> None:
 
 def flags_of(arm: str, written: str) -> list[str]:
     """Flags for every arm, without the knobs that this one does not read."""
-    flags, words = [], iter(written.split())
-    for word in words:
-        name, given, _ = word.partition("=")
-        knob = name.removeprefix("--").replace("-", "_")
-        if knob in {knob for knobs in negative.ARMS.values() for knob in knobs} - set(negative.ARMS[arm]):
-            if not given:
-                next(words, None)  # its value
-            continue
-        flags.append(word)
-    return flags
+    return drop_flags(written, {knob for knobs in negative.ARMS.values() for knob in knobs} - set(negative.ARMS[arm]))
 
 
 def _measure(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:

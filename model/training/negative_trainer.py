@@ -85,10 +85,13 @@ class NegativeTrainer:
         lessons = self._draw(step)
         size = self._config.micro_batch or len(lessons)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         for first in range(0, len(lessons), size):
             with self._processes.precision():
                 loss_B, facts = self._objective(lessons[first : first + size])
             self._processes.backward(loss_B.sum() / len(lessons))
             for name, values_B in {"loss": loss_B.detach(), **facts}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=values_B.device)) + values_B.sum()
-        return {name: float(total) / len(lessons) for name, total in sums.items()} | self._facts
+                counts[name] = counts.get(name, 0) + len(values_B)
+        # A fact of some lessons alone is a mean over those; a step that has none of them logs nothing.
+        return {name: float(total) / counts[name] for name, total in sums.items() if counts[name]} | self._facts

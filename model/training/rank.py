@@ -39,6 +39,7 @@ from .ranking import calibration_error, fit_calibration, pairwise
 from .samples import Asked, Sample, read_samples
 
 LOSSES = ("bce", "cubic")
+KNOBS = {"width": 64, "layers": 2, "heads": 4}  # of the encoder on the states; what they are if not given
 SETTINGS = ("kind", "classifier", "loss", "steps", "batch", "lr", "warmup", "weight_decay", "held", "seed")
 
 
@@ -57,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
         [one for folder in args.data for one in read_samples(folder)], args.held, args.seed
     )
     judge, config = _judge(args, loaded)
-    recipe = {name: str(getattr(args, name)) for name in (*SETTINGS, "model", "data", "width", "layers", "heads")}
+    recipe = {name: str(getattr(args, name)) for name in (*SETTINGS, "model", "data", *KNOBS)}
     loop = Loop(
         judge.train(),
         make_optimizer(judge, args.weight_decay),
@@ -178,6 +179,11 @@ def _judge(args: argparse.Namespace, loaded: Loaded) -> tuple[StatesJudge | Clas
 
 
 def _check(args: argparse.Namespace) -> None:
+    for name, usual in KNOBS.items():
+        value = getattr(args, name)
+        require(args, name, value is None or args.kind == "states", f"left out: the kind is {args.kind}")
+        if value is None:
+            setattr(args, name, usual)
     require_least(args, 1, "steps", "batch", "threads", "save_every", "width", "heads")
     require_least(args, 0, "layers", "warmup", "weight_decay")
     require(args, "lr", args.lr > 0, "above 0")
@@ -196,9 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--kind", default="states", choices=get_args(Kind), help="what it is (%(default)s)")
     add("--classifier", metavar="MODEL", help="a folder or hub name to begin with (the language model)")
     add("--loss", default="bce", choices=LOSSES, help="of answers, or the paper's of pairs (%(default)s)")
-    add("--width", type=int, default=64, help="of the encoder on the states (%(default)s)")
-    add("--layers", type=int, default=2, help="of it; 0 only pools (%(default)s)")
-    add("--heads", type=int, default=4, help="of it (%(default)s)")
+    add("--width", type=int, help=f"of the encoder on the states ({KNOBS['width']})")
+    add("--layers", type=int, help=f"of it; 0 only pools ({KNOBS['layers']})")
+    add("--heads", type=int, help=f"of it ({KNOBS['heads']})")
     add("--steps", type=int, default=1000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="answers an update (%(default)s)")
     add("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")

@@ -18,13 +18,13 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..ranker import CONFIG, Ranker, load_ranker
 from . import rank, rank_plot, sample
-from .arguments import check_study, claim, require, require_distinct, require_least, run
+from .arguments import check_study, claim, drop_flags, require, require_distinct, require_least, run
 from .evaluation.evaluate import library_versions
 from .loop import progress_bar, write_aside
 from .rank_table import markdown
 from .rank_votes import Scores, measure_votes
 from .ranking import calibration_error, pairwise
-from .samples import NEGATIVE, Asked, read_samples
+from .samples import NEGATIVE, Asked, num_questions, read_samples
 
 ROWS: dict[str, list[str]] = {
     "states": [],
@@ -54,13 +54,10 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     for seed in args.seeds:
         model = args.models[seed % len(args.models)]
         flags = ["--model", str(model), "--tasks", *args.tasks, *args.sample.split()]
-        _draw(
-            args.out / f"learned-{seed}",
-            [*flags, "--n", str(args.questions), "--samples", str(args.learned_samples)],
-            seed,
-        )
-        fresh = ["--n", str(args.n), "--samples", str(SIZES[-1]), "--held-out"]
-        _draw(_fresh(args, seed), [*flags, *fresh], args.problem_seed)
+        learned = [*flags, "--samples", str(args.learned_samples)]
+        _draw(args.out / f"learned-{seed}", args.questions, learned, seed)
+        fresh = [*flags, "--samples", str(SIZES[-1]), "--held-out"]
+        _draw(_fresh(args, seed), args.n, fresh, args.problem_seed)
         for row in args.rows:
             _run_row(args, row, seed, model)
     summary = summarise(args, argv)
@@ -82,10 +79,11 @@ def summarise(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, flags: list[str], seed: int) -> None:
-    """Answers, unless they are there."""
-    done = (folder / NEGATIVE).exists()
-    if not done and (code := sample.main(["--out", str(folder), "--seed", str(seed), "--resume", *flags])):
+def _draw(folder: Path, number: int, flags: list[str], seed: int) -> None:
+    """Answers to so many questions or more, unless they are there; where there are fewer, those stay the first ones."""
+    if (folder / NEGATIVE).exists() and num_questions(folder) >= number:
+        return
+    if code := sample.main(["--out", str(folder), "--seed", str(seed), "--resume", *flags, "--n", str(number)]):
         raise SystemExit(code)
 
 
@@ -96,11 +94,12 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
         return
     if not (folder / CONFIG).exists():
         flags = ["--model", str(model), "--data", str(args.out / f"learned-{seed}"), "--out", str(folder)]
-        flags += ["--seed", str(seed), "--resume", *args.ranker.split(), *ROWS[row]]
+        given = drop_flags(args.ranker, rank.KNOBS if "classifier" in ROWS[row] else ())  # it has no encoder
+        flags += ["--seed", str(seed), "--resume", *given, *ROWS[row]]
         if code := rank.main(flags):
             raise SystemExit(code)
     loaded = checkpoint.load(model, "float32")
-    report |= _measure(loaded, folder, read_samples(_fresh(args, seed)), args.problem_seed)
+    report |= _measure(loaded, folder, read_samples(_fresh(args, seed), args.n), args.problem_seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lambda aside: aside.write_text(json.dumps(report) + "\n"))
     print(f"{row}, seed {seed}: done", file=sys.stderr)
@@ -180,5 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", type=Path, help="write every report here as one JSON file, and draw it beside")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     add("--sample", default="", metavar="FLAGS", help='further flags of `train sample`, as --sample="..."')
-    add("--ranker", default="", metavar="FLAGS", help='further flags of `train ranker`, as --ranker="..."')
+    add(
+        "--ranker",
+        default="",
+        metavar="FLAGS",
+        help='further flags of `train ranker`, as --ranker="..."; those of the encoder go to rows that have one',
+    )
     return parser

@@ -36,12 +36,16 @@ def pairwise(questions: Iterable[Scored], seed: int = 0) -> dict[str, Any]:
 def calibration_error(questions: Iterable[Scored], bins: int = BINS) -> float:
     """The expected calibration error: of answers in bins of as many each, the mean distance of mean score and share of right ones.
 
-    Nixon et al. (arXiv 1904.01685) have it so; bins of equal width leave most of them nearly empty.
+    Nixon et al. (arXiv 1904.01685) have it so; bins of equal width leave most of them nearly empty. Where a bin ends among equal
+    scores nothing says which answers are on which side: each counts as the share of them that is right.
     """
-    answers = np.array(sorted(answer for scored in questions for answer in scored), dtype=np.float64)
+    answers = np.array([answer for scored in questions for answer in scored], dtype=np.float64)
     if not len(answers):
         return math.nan
-    parts = np.array_split(answers, min(bins, len(answers)))
+    scores, group_N, counts = np.unique(answers[:, 0], return_inverse=True, return_counts=True)
+    shares = np.bincount(group_N, answers[:, 1]) / counts
+    ordered = np.repeat(np.stack([scores, shares], 1), counts, axis=0)
+    parts = np.array_split(ordered, min(bins, len(ordered)))
     return float(sum(abs(part[:, 0].mean() - part[:, 1].mean()) * len(part) for part in parts) / len(answers))
 
 

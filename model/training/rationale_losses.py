@@ -21,7 +21,7 @@ from .logprobs import MAX_LOGITS, log_likelihood
 
 LEAST_DOUBT = 1e-5  # of 1 - p, whose logarithm is taken: a token that is certain would have an infinite loss
 
-Facts = dict[str, Tensor]  # [B]: what to log of each lesson
+Facts = dict[str, Tensor]  # [B]: what to log of each lesson; fewer where it is of some lessons alone
 # From the mean log-probability [P] of right rationales, and of wrong ones the log-probability [N] of every token and what makes
 # means [P] of those, to a loss [P].
 Against = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -92,7 +92,7 @@ class Contrast:
         right_B, wrong_P = told.mean(logprob_N).split([num_right, len(wrong)])
         at = torch.tensor(paired, device=right_B.device, dtype=torch.long)
         loss_P = self._against(right_B[at], logprob_N, lambda values_N: told.mean(values_N)[num_right:])
-        facts = {"ce": -right_B.detach(), "ce_wrong": _spread(-wrong_P.detach(), at, num_right)}
+        facts = {"ce": -right_B.detach(), "ce_wrong": -wrong_P.detach()}
         return -right_B + _spread(loss_P, at, num_right), facts
 
 

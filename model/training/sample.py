@@ -28,7 +28,7 @@ from .evaluation.family_items import FamilyItem
 from .evaluation.generated import longest_answer
 from .evaluation.majority import longest_chain
 from .loop import progress_bar
-from .sampler import Drawn, LocalSampler, Sampler, ServedSampler
+from .sampler import RESERVED, Drawn, LocalSampler, Sampler, ServedSampler
 from .samples import SAMPLES, Asked, Sample
 from .tasks import EVERY, SEARCHES, problems
 from .tasks.files import read_items
@@ -37,7 +37,10 @@ from .tasks.item import Item, Wording
 MADE_WITH = "sampling.json"  # what a folder's answers were asked for with
 AT_ONCE = 32  # questions between two writes
 SERVED_TOKENS = 256  # of an answer, where nothing is known of the tokenizer
-SETTINGS = ("tasks", "direct", "held_out", "samples", "temperature", "max_tokens", "depth", "params", "seed")
+SETTINGS = (
+    *("tasks", "direct", "held_out", "samples", "temperature", "max_tokens", "depth", "params", "seed"),
+    "served_model",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,18 +54,18 @@ def sample(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     _open(args)
     items = list(itertools.islice(_items(args), args.n))
-    done = samples.keep_multiple(args.out, AT_ONCE)  # an answer's last digits depend on what it was drawn beside
-    bar = progress_bar(total=len(items), initial=done, unit="question")
+    # An answer's last digits depend on what it was drawn beside.
+    done = samples.keep_multiple(args.out, AT_ONCE, enough=len(items))
+    bar = progress_bar(total=len(items), initial=min(done, len(items)), unit="question")
     with _sampler(args, items) as sampler, bar:
         for first in range(done, len(items), AT_ONCE):
             part = items[first : first + AT_ONCE]
             samples.append(args.out, draw(sampler, part, range(first, first + len(part)), args.samples, args.direct))
             bar.update(len(part))
     right, wrong = samples.write_halves(args.out)
-    told = len(items) * args.samples
-    print(
-        f"{len(items)} questions, {told} answers: {right} right, {wrong} wrong, {told - right - wrong} without an answer"
-    )
+    number = max(done, len(items))  # a folder keeps what was drawn when more was asked for
+    told = number * args.samples
+    print(f"{number} questions, {told} answers: {right} right, {wrong} wrong, {told - right - wrong} without an answer")
 
 
 def draw(
@@ -70,7 +73,7 @@ def draw(
 ) -> list[Asked]:
     """`count` answers to every item, judged; an item's number decides which ones."""
     prompts = [_prompt(item, direct) for item in items]
-    drawn = sampler.draw(prompts, numbers, count)
+    drawn = sampler.draw(prompts, numbers, count, [_is_bare(item, direct) for item in items])
     return [
         Asked(
             item.source,
@@ -85,16 +88,17 @@ def draw(
 
 
 def _prompt(item: Item, direct: bool) -> str:
-    return item.prompt if direct or _is_search(item) else item.reasoning_prompt
+    return item.prompt if _is_bare(item, direct) else item.reasoning_prompt
 
 
-def _is_search(item: Item) -> bool:
-    return isinstance(item, FamilyItem) and item.problem.family in SEARCHES
+def _is_bare(item: Item, direct: bool) -> bool:
+    """Whether it is answered without a chain of thought."""
+    return direct or (isinstance(item, FamilyItem) and item.problem.family in SEARCHES)
 
 
 def _judge(item: Item, drawn: Drawn, direct: bool) -> Sample:
     """What an answer comes to: of a family's problem answered directly, all of it."""
-    whole = isinstance(item, FamilyItem) and (direct or _is_search(item))
+    whole = isinstance(item, FamilyItem) and _is_bare(item, direct)
     found = (drawn.text.strip() or None) if whole else item.extract(drawn.text)
     return Sample(
         drawn.text,
@@ -122,14 +126,16 @@ def _open(args: argparse.Namespace) -> None:
     if not file.exists():
         (args.out / MADE_WITH).unlink(missing_ok=True)  # a run that drew nothing binds nobody
     stop = None if args.stop is None else list(args.stop)
+    dtype = None if args.dtype == "auto" else args.dtype  # as in folders from before it was noted
     settings = {name: getattr(args, name) for name in SETTINGS}
-    claim(args.out, settings | {"stop": stop, "model": str(args.model), "url": args.url}, MADE_WITH)
+    whose = {"model": str(args.model), "url": args.url, "dtype": dtype}
+    claim(args.out, settings | {"stop": stop, **whose}, MADE_WITH)
 
 
 @contextmanager
 def _sampler(args: argparse.Namespace, items: Sequence[Item]) -> Iterator[Sampler]:
     if not args.url:
-        yield _local(args, checkpoint.load(args.model, args.dtype, args.device), items)
+        yield _local(args, checkpoint.load(args.model, args.dtype or "auto", args.device or "cpu"), items)
         return
     with Client(args.url) as client:
         try:
@@ -144,8 +150,7 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
     depth = (quiet.thought_depth if quiet else 0) if args.depth is None else args.depth
     require(args, "depth", loaded.model.can_think or not depth, "0: the model does not think")
     evaluation = Evaluation(loaded)
-    bare = args.direct or all(map(_is_search, items))
-    mute = evaluation.dash if bare else None  # what opens an aside, or a base would reason in the open
+    bare = all(_is_bare(item, args.direct) for item in items)
     enough = longest_answer(evaluation, items) if bare else longest_chain(evaluation, items)
     params = SamplingParams(
         max_tokens=args.max_tokens or enough,
@@ -153,11 +158,10 @@ def _local(args: argparse.Namespace, loaded: Loaded, items: Sequence[Item]) -> L
         seed=args.seed,
         stop=_stop(args, items),
         logprobs=0,
-        logit_bias={} if mute is None else {mute: -100.0},
         thought_depth=depth,
         thought_temperature=quiet.thought_temperature if quiet else 1.0,
     )
-    return LocalSampler(loaded, params)
+    return LocalSampler(loaded, params, dash=evaluation.dash)
 
 
 def _served(args: argparse.Namespace, client: Client, items: Sequence[Item]) -> ServedSampler:
@@ -183,6 +187,13 @@ def _check(args: argparse.Namespace) -> None:
     require(args, "max_tokens", args.max_tokens is None or args.max_tokens >= 1, "1 or more")
     require_distinct(args, "tasks")
     require(args, "params", args.url is not None or not args.params, "left out: it is for a served model's requests")
+    fits = args.url is not None or args.served_model is None
+    require(args, "served_model", fits, "left out: the model is a checkpoint")
+    for name in ("dtype", "device"):
+        fits = args.url is None or getattr(args, name) is None
+        require(args, name, fits, "left out: the model is a server's")
+    taken = [name for name in RESERVED if name in args.params]
+    require(args, "params", not taken, f"without {', '.join(taken)}: the draw sets that itself")
     args.stop = read_stops(args) if args.stop is not None else None
     for name in args.tasks:
         known = name in EVERY or Path(name).is_file()
@@ -227,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--depth", type=int, help="tokens of a thought (as the model was trained; a server's default)")
     add("--seed", type=int, default=0, help="draws other questions and other answers (%(default)s)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of weights (%(default)s)")
-    add("--device", default="cpu", help="where a checkpoint is put (%(default)s)")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], help="of a checkpoint's weights (auto)")
+    add("--device", help="where a checkpoint is put (cpu)")
     add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser

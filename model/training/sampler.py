@@ -12,6 +12,7 @@ from ..decode import Decoder, generate
 from ..sampling import hash_key
 
 MOST_AT_ONCE = 16  # answers that one request asks a served model for
+RESERVED = ("prompt", "n", "logprobs", "seed", "stream", "model", "request_id")  # of a request; nobody else sets these
 
 
 class Drawn(NamedTuple):
@@ -24,8 +25,13 @@ class Drawn(NamedTuple):
 class Sampler(Protocol):
     """Draws answers."""
 
-    def draw(self, prompts: Sequence[str], numbers: Sequence[int], count: int) -> list[list[Drawn]]:
-        """`count` answers to every prompt; its number and the sampler's seed decide which."""
+    def draw(
+        self, prompts: Sequence[str], numbers: Sequence[int], count: int, bare: Sequence[bool] | None = None
+    ) -> list[list[Drawn]]:
+        """`count` answers to every prompt; its number and the sampler's seed decide which.
+
+        `bare`: of each whether its answers are to be given without an aside before them; None: of none.
+        """
         ...
 
 
@@ -36,8 +42,11 @@ class LocalSampler:
     loaded: Loaded
     params: SamplingParams  # its seed is that of the whole draw
     at_once: int = 128  # answers
+    dash: int | None = None  # what opens an aside: not said in bare answers, or a base would reason in the open
 
-    def draw(self, prompts: Sequence[str], numbers: Sequence[int], count: int) -> list[list[Drawn]]:
+    def draw(
+        self, prompts: Sequence[str], numbers: Sequence[int], count: int, bare: Sequence[bool] | None = None
+    ) -> list[list[Drawn]]:
         """`count` answers to every prompt."""
         params, model = self.params, self.loaded.model
         ids = [self.loaded.tokens.encode(prompt) for prompt in prompts]
@@ -49,8 +58,13 @@ class LocalSampler:
             )
         cache = Cache(model.backbone, min(self.at_once, len(ids) * count), longest, depth)
         decoder = Decoder(model, self.loaded.tokens, cache)
+        mute = params.logit_bias if self.dash is None else {**params.logit_bias, self.dash: -100.0}
         wanted = [
-            replace(params, seed=hash_key(params.seed, number, sample)) for number in numbers for sample in range(count)
+            replace(
+                params, seed=hash_key(params.seed, number, sample), logit_bias=mute if is_bare else params.logit_bias
+            )
+            for number, is_bare in zip(numbers, bare or [False] * len(ids), strict=True)
+            for sample in range(count)
         ]
         made = generate(decoder, [row for row in ids for _ in range(count)], wanted)
         drawn = [Drawn(one.text, [token.logprob or 0.0 for token in one.tokens]) for one in made]
@@ -62,10 +76,16 @@ class ServedSampler:
     """Draws from a served model, by the completions that OpenAI's clients ask for. Raises what the client raises."""
 
     client: Client
-    params: Mapping[str, Any]  # of every request
+    params: Mapping[str, Any]  # of every request; of those that are `RESERVED` the model alone
     seed: int
 
-    def draw(self, prompts: Sequence[str], numbers: Sequence[int], count: int) -> list[list[Drawn]]:
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[int],
+        count: int,
+        bare: Sequence[bool] | None = None,  # noqa: ARG002  what its tokens are is not known here
+    ) -> list[list[Drawn]]:
         """`count` answers to every prompt."""
         return [self._draw(prompt, number, count) for prompt, number in zip(prompts, numbers, strict=True)]
 

@@ -51,8 +51,11 @@ class Asked:
         return [sample for sample in self.samples if not sample.right and sample.answer is not None]
 
 
-def read_samples(folder: Path) -> list[Asked]:
-    """The questions of a folder. Raises ValueError naming the file, and the number of the line that is at fault."""
+def read_samples(folder: Path, most: int | None = None) -> list[Asked]:
+    """The questions of a folder, the first `most` of them.
+
+    Raises ValueError naming the file, and the number of the line that is at fault.
+    """
     file = folder / SAMPLES
     try:
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -61,7 +64,7 @@ def read_samples(folder: Path) -> list[Asked]:
         raise ValueError(f"{file}: cannot be read: {reason}; `quietserve train sample` makes it") from error
     if lines == [""]:
         raise ValueError(f"{file}: holds no questions")
-    return [_read_line(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
+    return [_read_line(line, f"{file}:{number}") for number, line in enumerate(lines[:most], 1)]
 
 
 def append(folder: Path, asked: Sequence[Asked]) -> None:
@@ -70,14 +73,20 @@ def append(folder: Path, asked: Sequence[Asked]) -> None:
         file.writelines(json.dumps(asdict(one)) + "\n" for one in asked)
 
 
-def keep_multiple(folder: Path, size: int) -> int:
-    """Take away what a run that was killed left behind the last `size` questions; how many there still are."""
+def num_questions(folder: Path) -> int:
+    """How many a folder holds, without one whose writing was cut short."""
     file = folder / SAMPLES
-    if not file.exists():
-        return 0
-    lines = file.read_bytes().splitlines(keepends=True)
-    whole = len(lines) - bool(lines and not lines[-1].endswith(b"\n"))
-    kept = whole // size * size
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def keep_multiple(folder: Path, size: int, enough: int) -> int:
+    """Take away what a run that was killed left behind the last `size` questions; how many there still are.
+
+    Where there are `enough`, none is taken away that is whole.
+    """
+    file, whole = folder / SAMPLES, num_questions(folder)
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    kept = whole if whole >= enough else whole // size * size
     if kept < len(lines):
         write_aside(file, lambda aside: aside.write_bytes(b"".join(lines[:kept])))
     return kept

@@ -37,7 +37,7 @@ def properties(traces: Sequence[Trace]) -> list[str]:
 def read_traces(file: Path, tokens: Tokens) -> list[Trace]:
     """The texts of a file. Raises ValueError naming the line that cannot be, and for a file without a label."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON's texts may hold what splitlines() takes for an end
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
     traces = [_read(line, tokens, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

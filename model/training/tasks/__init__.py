@@ -65,7 +65,7 @@ def problems(
 ) -> Iterator[Problem]:
     """Endless distinct problems, families and numbers of steps in turn, the same for the same arguments.
 
-    `steps`: None is every number that the first family's problems have.
+    `steps`: None is for every family those that its problems have.
 
     Raises ValueError for an unknown family, and when no new problem is left (about 450 held-out dials of one step).
     """
@@ -73,10 +73,12 @@ def problems(
         raise ValueError(f"unknown family {unknown[0]!r}; the families are {', '.join(EVERY)}")
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
-    for num_steps, name in itertools.cycle(itertools.product(steps or EVERY[families[0]].steps, families)):
-        problem = _draw_new(rng, split, EVERY[name], num_steps, seen)
-        seen.add(problem.question)
-        yield problem
+    for turn in itertools.count():
+        for name in families:
+            own = steps or EVERY[name].steps
+            problem = _draw_new(rng, split, EVERY[name], own[turn % len(own)], seen)
+            seen.add(problem.question)
+            yield problem
 
 
 def _draw_new(rng: random.Random, split: Split, family: Family, num_steps: int, seen: set[str]) -> Problem:

@@ -17,7 +17,7 @@ def read_items(file: Path, wording: Wording) -> list[Item]:
     Raises ValueError naming the file, and the number of the line that is at fault.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON's texts may hold what splitlines() takes for an end
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"{file}: cannot be read: {reason}") from error

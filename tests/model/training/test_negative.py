@@ -26,9 +26,11 @@ from quietserve.model.training import logprobs, negative, rationale_teacher
 from quietserve.model.training import rationale_losses as losses
 from quietserve.model.training.integration import SETTINGS, TENSORS, in_mode, integrate, load_integrated, units
 from quietserve.model.training.lessons import Deck, Lesson, Text, Texts, by_question, collate, pair
+from quietserve.model.training.loop import LoopConfig
 from quietserve.model.training.lora import Lora
 from quietserve.model.training.negative import ARMS, INTEGRATED, KNOBS, STUDENTS, shuffle_betas, wide_rank
-from quietserve.model.training.negative_trainer import NegativeTrainer
+from quietserve.model.training.negative_trainer import NegativeTrainer, StageConfig
+from quietserve.model.training.processes import Processes
 from quietserve.model.training.rationale_teacher import OWN, comes_to
 from quietserve.model.training.samples import SAMPLES, Asked, Sample, append
 
@@ -159,6 +161,31 @@ def test_wrong_rationales_count_as_their_authors_say(model: QuietModel, arm: str
         wanted = against(arm, right, slowly(model, lesson.wrong)) if lesson.wrong else -mean(right)
         assert found == pytest.approx(wanted, abs=1e-4)
     assert facts["ce"].tolist() == pytest.approx([-mean(slowly(model, lesson.text)) for lesson in lessons], abs=1e-4)
+    wrong = [-mean(slowly(model, lesson.wrong)) for lesson in lessons if lesson.wrong]
+    assert facts["ce_wrong"].tolist() == pytest.approx(wrong, abs=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_lessons_without_a_wrong_rationale_are_not_logged_as_certain_ones(
+    model: QuietModel, tmp_path: Path, micro_batch: int | None
+) -> None:
+    """They once counted as a cross-entropy of 0, which made wrong rationales look likelier the fewer questions had one."""
+    steps = [[Lesson(TEXTS[0], TEXTS[1]), Lesson(TEXTS[1]), Lesson(TEXTS[2])], [Lesson(TEXTS[0])]]
+    model.requires_grad_()
+    trainer = NegativeTrainer(
+        StageConfig(0.1, 0, micro_batch=micro_batch),
+        losses.Contrast(model, losses.Margin(0.1, 0.2)),
+        steps.__getitem__,
+        LoopConfig(2),
+        Processes(cpu=True),
+        tmp_path,
+        {},
+        {},
+    )
+    told = trainer.take_step(0)
+    assert told["ce_wrong"] == pytest.approx(-mean(slowly(model, TEXTS[1])), abs=1e-4)
+    assert told["ce"] == pytest.approx(mean([-mean(slowly(model, text)) for text in TEXTS]), abs=1e-4)
+    assert "ce_wrong" not in trainer.take_step(1), "there is none"
 
 
 def test_what_is_unlikely_already_is_left_alone() -> None:

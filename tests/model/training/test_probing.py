@@ -67,6 +67,19 @@ def test_files_come_back(
     assert properties(read_traces(file, loaded.tokens)) == ["kind"]
 
 
+@pytest.mark.parametrize("text", ["ab\u2028c", "ab\u2029c", "ab\u0085c", "é€"])
+def test_texts_that_are_not_escaped(loaded: Loaded, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file was once cut at signs that end lines elsewhere than in JSON, and read in whatever encoding the machine had."""
+    file, read, asked = tmp_path / "traces.jsonl", Path.read_text, []
+    line = json.dumps({"text": text, "labels": {"kind": [[1, "x"]]}}, ensure_ascii=False)
+    file.write_text(f"{line}\n{line}\n", encoding="utf-8")
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: asked.append(how) or read(self, **how))
+    one, other = read_traces(file, loaded.tokens)
+    assert one == other
+    assert loaded.tokens.decode(one.ids, special=True).endswith(text)
+    assert asked == [{"encoding": "utf-8"}]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

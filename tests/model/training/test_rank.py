@@ -19,22 +19,8 @@ from quietserve.model.training.ranking import calibration_error, fit_calibration
 from quietserve.model.training.samples import Asked, Sample, append, read_samples
 from quietserve.model.voting import Entry
 
-FEW = [
-    "--steps",
-    "60",
-    "--batch",
-    "32",
-    "--width",
-    "16",
-    "--layers",
-    "1",
-    "--heads",
-    "2",
-    "--held",
-    "0.4",
-    "--lr",
-    "3e-3",
-]
+FEW = ["--steps", "60", "--batch", "32", "--held", "0.4", "--lr", "3e-3"]
+SMALL = ["--width", "16", "--layers", "1", "--heads", "2"]
 SCORED = st.lists(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans()), max_size=6), max_size=6)
 
 
@@ -62,7 +48,7 @@ def make_asked(rng: random.Random, number: int) -> Asked:
 @pytest.mark.parametrize("kind", ["states", "classifier"])
 def test_it_learns_what_is_right(kind: str, loss: str, model: Path, data: Path, tmp_path: Path) -> None:
     flags = ["--model", str(model), "--data", str(data), "--out", str(tmp_path), "--kind", kind, "--loss", loss, *FEW]
-    assert rank.main(flags) == 0
+    assert rank.main([*flags, *(SMALL if kind == "states" else [])]) == 0
     loaded = checkpoint.load(model)
     ranker = load_ranker(tmp_path, loaded)
     assert ranker.config.measured["pairwise"]["value"] > 0.9
@@ -74,7 +60,7 @@ def test_it_learns_what_is_right(kind: str, loss: str, model: Path, data: Path, 
 def test_a_killed_run_goes_on_bit_for_bit(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["--model", str(model), "--data", str(data), *FEW, "--steps", "6", "--save-every", "2"]
+    flags = ["--model", str(model), "--data", str(data), *FEW, *SMALL, "--steps", "6", "--save-every", "2"]
     assert rank.main([*flags, "--out", str(tmp_path / "whole")]) == 0
     take = rank.Lessons.take
     with monkeypatch.context() as patch:
@@ -130,6 +116,35 @@ def test_calibration_is_found_again() -> None:
     assert calibration_error([said]) < 0.03 < calibration_error([raw])
 
 
+def test_equal_scores_are_no_error_of_calibration() -> None:
+    """Among equal scores the wrong answers once came first, and bins of nothing else made scores that are true look far off."""
+    for order in (lambda said: said, reversed, sorted):
+        assert calibration_error([list(order([(0.5, True), (0.5, False)] * 60))]) == pytest.approx(0)
+
+
+@given(SCORED, st.randoms())
+def test_no_order_of_answers_changes_the_calibration_error(
+    questions: list[list[tuple[float, bool]]], rng: random.Random
+) -> None:
+    """Which of equal scores stands first is chance, and would count if scores alone were sorted."""
+    told = [answer for scored in questions for answer in scored]
+    shuffled = rng.sample(told, len(told))
+    assert calibration_error([shuffled], 3) == pytest.approx(calibration_error([told], 3), nan_ok=True)
+
+
+@given(st.dictionaries(st.floats(0, 1), st.booleans(), min_size=1, max_size=40), st.integers(1, 15))
+def test_of_distinct_scores_bins_are_cut_where_they_fall(said: dict[float, bool], bins: int) -> None:
+    """That equal scores are averaged changes nothing where there are none."""
+    answers, parts = sorted(said.items()), min(bins, len(said))
+    size, more = divmod(len(answers), parts)
+    total = 0.0
+    for part in range(parts):
+        first = part * size + min(part, more)
+        own = answers[first : first + size + (part < more)]
+        total += abs(sum(score for score, _ in own) - sum(right for _, right in own))
+    assert calibration_error([answers], bins) == pytest.approx(total / len(answers), abs=1e-9)
+
+
 def test_scores_that_separate_all_are_not_sharpened_for_ever() -> None:
     temperature, bias = fit_calibration([-1.0, 1.0], [False, True])
     assert temperature > 0.01
@@ -156,7 +171,12 @@ def test_the_papers_loss_is_least_where_its_logit_is_half(share: float) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--width", "9"], "--width is 9; it must be a multiple of --heads, 2"),
+        (["--width", "9", "--heads", "2"], "--width is 9; it must be a multiple of --heads, 2"),
+        (["--width", "9"], "--width is 9; it must be a multiple of --heads, 4"),
+        (["--heads", "0"], "--heads is 0; it must be 1 or more"),
+        (["--kind", "classifier", "--width", "64"], "--width is 64; it must be left out: the kind is classifier"),
+        (["--kind", "classifier", "--layers", "0"], "--layers is 0; it must be left out: the kind is classifier"),
+        (["--kind", "classifier", "--heads", "2"], "--heads is 2; it must be left out: the kind is classifier"),
         (["--held", "1"], "--held is 1.0; it must be above 0 and below 1"),
         (["--classifier", "x"], "left out: the kind is states"),
         (["--kind", "classifier", "--classifier", "./nothing-here"], "no model for sequence classification"),

@@ -119,5 +119,73 @@ def test_a_study_that_cannot_be(
     assert words in capsys.readouterr().err
 
 
+def test_a_study_of_more_problems_draws_more_and_one_of_fewer_reads_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was stored was once measured, and reported as the number that was asked for."""
+    monkeypatch.setattr(rank_study, "SIZES", (2,))
+    monkeypatch.setattr(rank_study.rank, "main", lambda argv: 0)
+    monkeypatch.setattr(rank_study, "_measure", lambda *told: {"asked": [one.question for one in told[2]]})
+    monkeypatch.setattr(rank_study, "markdown", str)
+
+    def measure(number: int) -> list[str]:
+        flags = ["--out", str(tmp_path), "--models", "score-small", "--tasks", "signed-sum", "--seeds", "0"]
+        flags += ["--questions", "4", "--learned-samples", "2", "--rows", "states", "--n", str(number)]
+        assert rank_study.main(flags) == 0
+        report = json.loads((tmp_path / "reports/states-0.json").read_text())
+        assert report["n"] == len(report["asked"]) == number
+        return report["asked"]
+
+    forty = measure(40)
+    stored = (tmp_path / "fresh-1-0/samples.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_study.sample, "main", lambda argv: 1)
+        assert measure(7) == forty[:7]
+        assert measure(40) == forty
+        assert (tmp_path / "fresh-1-0/samples.jsonl").read_bytes() == stored
+    seventy = measure(70)
+    assert seventy[:40] == forty
+    assert len(set(seventy)) == 70
+    assert (tmp_path / "fresh-1-0/samples.jsonl").read_bytes().splitlines()[:32] == stored.splitlines()[:32]
+
+
+def test_answers_that_were_drawn_and_measured_are_used_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of 2,000 problems from before: nothing is drawn, learned or measured again."""
+    for folder, number in (("learned-0", 3), ("fresh-1-0", 2000)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "samples.jsonl").write_text("{}\n" * number)
+        (tmp_path / folder / "negative.jsonl").write_text("")
+    (tmp_path / "reports").mkdir()
+    report = {"row": "states", "training_seed": 0, "n": 2000, "seed": 1}
+    (tmp_path / "reports/states-0.json").write_text(json.dumps(report))
+    for module in (rank_study.sample, rank_study.rank):
+        monkeypatch.setattr(module, "main", lambda argv: 1)
+    monkeypatch.setattr(rank_study, "markdown", lambda summary: json.dumps(summary["rows"]))
+    flags = ["--out", str(tmp_path), "--models", "gone", "--tasks", "signed-sum", "--seeds", "0"]
+    assert rank_study.main([*flags, "--rows", "states", "--questions", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == [report]
+
+
+def test_the_encoders_flags_go_to_rows_that_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier refuses them, and would end a study of all rows."""
+    trained: dict[str, list[str]] = {}
+    monkeypatch.setattr(rank_study.sample, "main", lambda argv: 0)
+    monkeypatch.setattr(
+        rank_study.rank, "main", lambda argv: trained.update({argv[argv.index("--out") + 1]: argv}) or 0
+    )
+    monkeypatch.setattr(rank_study, "_measure", lambda *told: {})
+    monkeypatch.setattr(rank_study, "read_samples", lambda folder, most: [])
+    monkeypatch.setattr(rank_study, "markdown", str)
+    flags = ["--out", str(tmp_path), "--models", "score-small", "--tasks", "signed-sum", "--seeds", "0"]
+    flags += ["--rows", "states", "pooled", "classifier", "--ranker=--width 16 --steps 8 --heads=2"]
+    assert rank_study.main(flags) == 0
+    states, pooled, classifier = (trained[str(tmp_path / f"{row}-0")] for row in ("states", "pooled", "classifier"))
+    assert states[-5:] == ["--width", "16", "--steps", "8", "--heads=2"]
+    assert pooled[-7:] == ["--width", "16", "--steps", "8", "--heads=2", "--layers", "0"]
+    assert classifier[-5:] == ["--resume", "--steps", "8", "--kind", "classifier"]
+
+
 def test_rows_differ() -> None:
     assert all(a != b for a, b in itertools.combinations(rank_study.ROWS.values(), 2))

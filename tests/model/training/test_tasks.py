@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quietserve.model.training.tasks import FAMILIES, MAX_STEPS, Problem, is_held_out, problems
+from quietserve.model.training.tasks import EVERY, FAMILIES, MAX_STEPS, Problem, draw, is_held_out, problems
 
 DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 seeds = st.integers(0, 2**32)
@@ -203,6 +203,27 @@ def test_problems_come_in_turn_and_repeat_for_a_seed():
     assert one == again != other
     assert [p.num_steps for p in one[:12]] == [1] * 6 + [2] * 6
     assert {(p.family, p.num_steps) for p in one} == set(itertools.product(FAMILIES, range(1, 8)))
+
+
+def test_every_family_has_its_own_numbers_of_steps():
+    """All once had the first one's: dials behind signed sums all had five steps, and routes as few as one."""
+    names = ("dial", "signed-sum", "routes")
+    drawn = list(itertools.islice(problems("train", names), 21))
+    assert [problem.family for problem in drawn] == [*names] * 7
+    steps = {name: [problem.num_steps for problem in drawn if problem.family == name] for name in names}
+    assert steps == {"dial": [1, 2, 3, 4, 5, 6, 7], "signed-sum": [5] * 7, "routes": [5, 6, 7, 5, 6, 7, 5]}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_one_family_alone_is_drawn_as_ever(name: str):
+    """What was drawn before families had their own numbers of steps is drawn again, so that runs go on."""
+    rng, wanted = random.Random("held_out/3"), []
+    for num_steps in itertools.islice(itertools.cycle(EVERY[name].steps), 16):
+        problem = draw(rng, "held_out", EVERY[name], num_steps)
+        while problem in wanted:
+            problem = draw(rng, "held_out", EVERY[name], num_steps)
+        wanted.append(problem)
+    assert list(itertools.islice(problems("held_out", (name,), 3), 16)) == wanted
 
 
 def test_an_unknown_family_is_named():

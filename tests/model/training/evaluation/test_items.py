@@ -43,6 +43,19 @@ def test_both_shapes_of_choices_are_one_item(tmp_path: Path) -> None:
         assert item.reasoning_stop == ("\nQ:",)
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\u0085"])
+def test_a_line_ends_where_json_lines_end(tmp_path: Path, end: str) -> None:
+    """Files that do not escape these were once cut in the middle of a text, and refused as no JSON."""
+    record = {"question": f"How{end}many?", "answer": "#### 72"}
+    lines = (json.dumps(record, ensure_ascii=False), json.dumps(FLAT, ensure_ascii=False))
+    file = tmp_path / "task.jsonl"
+    for newline in ("\n", "\r\n"):
+        file.write_text(newline.join(lines), encoding="utf-8", newline="")
+        spoken, other = read_items(file, WORDING)
+        assert spoken.question == f"How{end}many?"
+        assert other.source.endswith("task.jsonl:2")
+
+
 def test_a_number_is_asked_for_and_read(tmp_path: Path) -> None:
     (item,) = read_items(write(tmp_path, NUMBER), Wording("Question: {question}\nAnswer:", "{question} Think."))
     assert item.prompt == "Question: How many?\nAnswer:"
