@@ -174,6 +174,7 @@ class Pipeline:
                 tuple(drafts),
                 between,
                 request.voting,
+                sample,
             )
 
     def _turns(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> list[SamplingParams]:
