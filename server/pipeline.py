@@ -264,10 +264,11 @@ class Pipeline:
         if asked is not None and asked <= room:
             return asked
         where = "messages" if isinstance(request, ChatRequest) else "prompt"
-        wanted = "" if asked is None else f", {turns * asked} in the completion"
+        least = turns * (1 if asked is None else asked)  # something must be left for an answer
+        wanted = f", {'at least ' * (asked is None)}{least} in the completion"
         wanted += f", {used - len(prompt.ids)} between its {turns} turns" if turns > 1 else ""
         raise ContextLengthError(
-            f"This model's maximum context length is {most} tokens. However, you requested {used + turns * (asked or 0)} "
+            f"This model's maximum context length is {most} tokens. However, you requested {used + least} "
             f"tokens ({len(prompt.ids)} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
             param=where,
         )
