@@ -240,7 +240,11 @@ class Pipeline:
             raise InvalidRequestError(
                 f"num_thoughts is {count}; it must be between 1 and {most}.", param="num_thoughts"
             )
-        if depth and count > 1 and temperature == 0:
+        if count > 1 and not depth:
+            raise InvalidRequestError(
+                f"num_thoughts is {count}, but at thought_depth 0 there are none.", param="num_thoughts"
+            )
+        if count > 1 and temperature == 0:
             raise InvalidRequestError(
                 f"num_thoughts is {count}, but at thought_temperature 0 all thoughts are the same; raise it.",
                 param="num_thoughts",

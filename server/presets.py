@@ -69,8 +69,8 @@ def _overruled_thinking(body: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     if "thought_mode" in said:
         overruled |= {"thought_depth"} if body["thought_mode"] == "off" else set()
         overruled |= {"thought_threshold"} if body["thought_mode"] != "adaptive" else set()
-    if body.get("thought_temperature") == 0:
-        overruled |= {"num_thoughts"}  # all would be the same
+    if body.get("thought_temperature") == 0 or _is_plain(body, thinks):
+        overruled |= {"num_thoughts"}  # all would be the same, or there are none
     return overruled
 
 
@@ -89,6 +89,13 @@ def _overruled_answers(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     if _has_several(body.get("prompt")):
         overruled |= {"return_samples"}
     return overruled
+
+
+def _is_plain(body: Mapping[str, Any], thinks: Any) -> bool:
+    """It asks for no thoughts; a depth, where there is one, counts before the other ways to say so."""
+    if body.get("thought_mode") == "off" or "thought_depth" in _said(body):
+        return body.get("thought_mode") == "off" or body["thought_depth"] == 0
+    return thinks is False or body.get("reasoning_effort") == "none"
 
 
 def _limit(body: Mapping[str, Any]) -> Any:

@@ -106,6 +106,16 @@ BAD = [
         "num_thoughts",
         "at thought_temperature 0 all thoughts are the same",
     ),
+    # Each of these was accepted, and nothing came of it.
+    ({"num_thoughts": 4, "thought_depth": 0}, "invalid_value", "num_thoughts", "at thought_depth 0 there are none"),
+    ({"num_thoughts": 4, "thought_mode": "off"}, "invalid_value", "num_thoughts", "at thought_depth 0 there are none"),
+    ({"return_drafts": True}, "invalid_value", "return_drafts", "only a request with self_correction_turns"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "invalid_value",
+        "stream_options.continuous_usage_stats",
+        "only a stream with include_usage",
+    ),
     ({"thought_mode": "on"}, "invalid_value", "thought_mode", "must be 'fixed', 'adaptive' or 'off'"),
     ({"thought_mode": "off", "thought_depth": 4}, "invalid_value", "thought_mode", "but thought_depth is 4"),
     ({"thought_threshold": 0.3}, "invalid_value", "thought_threshold", "only thought_mode 'adaptive'"),

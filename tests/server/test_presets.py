@@ -62,6 +62,11 @@ def test_what_a_request_says_counts_before_its_preset(
         ({"min_tokens": 12}, {"echo": True, "max_tokens": 0}, 1),
         ({"prompt_logprobs": 1}, {"stream": True}, 1),
         ({"thought_temperature": 0.7, "num_thoughts": 4}, {"thought_temperature": 0}, 1),
+        ({"num_thoughts": 4}, {"thought_depth": 0}, 1),
+        ({"num_thoughts": 4}, {"thought_mode": "off"}, 1),
+        ({"num_thoughts": 4}, {"reasoning_effort": "none"}, 1),
+        ({"num_thoughts": 4, "thought_depth": 8}, {"chat_template_kwargs": {"enable_thinking": False}}, 1),
+        ({"self_correction_turns": 1, "return_drafts": True}, {"self_correction_turns": 0}, 1),
         ({"best_of": 4}, {"n": 8.0}, 8),
         ({"best_of": 4}, {"echo": True, "max_completion_tokens": 0}, 1),
     ],
@@ -81,7 +86,8 @@ def test_what_the_request_leaves_room_for_still_holds(client: Client, engine: Fa
     defaults = {"min_tokens": 12, "num_thoughts": 4, "best_of": 2, "voting": "majority", "return_samples": True}
     service.presets["mine"] = Preset("mine", defaults)
     for prompt in ("Say", ["Say"], [65, 66]):
-        reply = client.complete(model="mine", prompt=prompt, max_tokens=12.0, thought_temperature=0.5)
+        thinks = {"thought_temperature": 0.5, "thought_depth": 3, "reasoning_effort": "none"}  # the depth counts first
+        reply = client.complete(model="mine", prompt=prompt, max_tokens=12.0, **thinks)
         assert len(reply["voting"]["samples"]) == 2
     params = engine.tickets[0].attempt.params
     assert (params.min_tokens, params.num_thoughts) == (12, 4)
