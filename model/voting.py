@@ -11,10 +11,18 @@ from typing import Literal, NamedTuple
 
 Strategy = Literal["majority", "likelihood", "ranker"]
 
+_DIGITS = 4  # what is left of a log-probability does not depend on what else was in its batch
+
+
+def steady(logprob: float) -> float:
+    """A log-probability to compare answers by: those of the same tokens, drawn in other company, differ by a millionth."""
+    return round(logprob, _DIGITS)
+
+
 # Rankers that need no training: a candidate's score from the log-probabilities of its tokens.
 SELF_RANKERS: dict[str, Callable[[Sequence[float]], float]] = {
-    "min_logprob": lambda logprobs: math.exp(min(logprobs)),
-    "logprob": lambda logprobs: math.exp(math.fsum(logprobs) / len(logprobs)),
+    "min_logprob": lambda logprobs: math.exp(steady(min(logprobs))),
+    "logprob": lambda logprobs: math.exp(steady(math.fsum(logprobs) / len(logprobs))),
 }
 
 
@@ -42,7 +50,7 @@ def judge(index: int, answer: str | None, logprobs: Sequence[float], ranker: str
         return Candidate(index, answer, logprob=-math.inf)
     total = math.fsum(logprobs)
     score = SELF_RANKERS[ranker](logprobs) if ranker else 0.0
-    return Candidate(index, answer, total, total / len(logprobs), score)
+    return Candidate(index, answer, steady(total), steady(total / len(logprobs)), score)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..model.answers import Finder, normalise
-from ..model.voting import Candidate, Group, Strategy, Verdict, is_decided, judge, vote
+from ..model.voting import Candidate, Group, Strategy, Verdict, is_decided, judge, steady, vote
 
 if TYPE_CHECKING:
     from ..model.progress import Progress, Token
@@ -39,7 +39,7 @@ class Answer:
     @property
     def score(self) -> float:
         """Mean log-probability of its tokens; one that never began is the worst."""
-        return fmean(self.logprobs) if self.tokens else -math.inf
+        return steady(fmean(self.logprobs)) if self.tokens else -math.inf
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """A connection whose replies leave whole: a head without its body can neither be read nor, by a balancer, be asked for again."""
 
 import asyncio
+import uuid
 from typing import Any, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .errors import InvalidRequestError, error_reply
 
 MOST_BYTES = 65536
 
@@ -18,6 +22,20 @@ class HttpConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Write through a `Gathering`."""
         super().connection_made(cast("asyncio.Transport", Gathering(transport)))
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Refuse what is no request, which the application never sees, as the application refuses all else."""
+        body = error_reply(InvalidRequestError("The request is not valid HTTP.", code="invalid_http")).model_dump_json()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "x-request-id": uuid.uuid4().hex,
+            "connection": "close",
+        }
+        head = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
+        for event in (head, h11.Data(data=body.encode()), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Gathering:

@@ -19,7 +19,7 @@ from prometheus_client import (
 from ..model.progress import Counts
 from ..model.voting import Strategy, Verdict
 from .errors import ApiError
-from .scheduler import Ticket
+from .scheduler import Attempt, Ticket
 from .vllm_metrics import VllmNames
 
 PHASES = ("waiting", "prefill", "decode", "thought")
@@ -111,7 +111,7 @@ class Metrics:
         """A ticket ended, however it did."""
         self._count_tokens(ticket)
         del self._counted[ticket.number]
-        params, timing, reason = ticket.attempt.params, ticket.timing, ticket.finish_reason or "error"
+        timing, reason = ticket.timing, ticket.finish_reason or "error"
         self._finished.labels(self._model, ticket.attempt.endpoint, reason).inc()
         if reason == "abort":
             self._cancelled.labels(self._model, _phase(ticket)).inc()
@@ -128,14 +128,13 @@ class Metrics:
         corrects = "on" if ticket.attempt.draft_params else "off"
         e2e = self._e2e.labels(self._model, _thinking(ticket), corrects, ticket.attempt.voting)
         e2e.observe(timing.total or 0.0)
-        self._prompt_length.labels(self._model).observe(len(ticket.attempt.prompt))
         self._output_length.labels(self._model).observe(ticket.num_output_tokens)
         self._thought_length.labels(self._model).observe(ticket.num_thought_tokens)
         if decided := ticket.num_output_tokens + ticket.num_draft_tokens:
             per_token = ticket.counts.forwards / decided
             self._forwards.labels(self._model, _thinking(ticket)).observe(per_token)
-        self._depth.labels(self._model).observe(params.thought_depth)
-        self._best_of.labels(self._model).observe(ticket.attempt.num_samples)
+        if not ticket.attempt.sample:
+            self._count_prompt(ticket.attempt)
         if ticket.drafts and reason in ("stop", "length"):
             self._count_correction(ticket)
 
@@ -205,12 +204,12 @@ class Metrics:
         self._prefill_time = self._seconds("request_prefill_time_seconds", "From a slot to the prompt's last token.")
         self._decode_time = self._seconds("request_decode_time_seconds", "From the prompt's last token to the end.")
         self._per_token_time = self._seconds(
-            "request_time_per_output_token_seconds", "Mean time between the visible tokens of a request."
+            "request_time_per_output_token_seconds", "Mean time between the visible tokens of an answer."
         )
-        self._thought_time = self._seconds("request_thought_time_seconds", "In forwards that thought for this request.")
-        self._finished = self._counter("requests_finished_total", "Requests that ended.", "endpoint", "finished_reason")
+        self._thought_time = self._seconds("request_thought_time_seconds", "In forwards that thought for this answer.")
+        self._finished = self._counter("requests_finished_total", "Answers that ended.", "endpoint", "finished_reason")
         self._rejected = self._counter("requests_rejected_total", "Requests that were refused.", "reason")
-        self._cancelled = self._counter("cancelled_requests_total", "Requests whose client left.", "phase")
+        self._cancelled = self._counter("cancelled_requests_total", "Answers whose client left.", "phase")
         # A counter that is not there before it counts hides its first event from every rate.
         for endpoint, reason in product(
             ("completions", "chat"), ("stop", "length", "abort", "timeout", "outvoted", "error")
@@ -242,17 +241,21 @@ class Metrics:
             self._votes.labels(self._model, strategy, outcome)
 
     def _describe_tokens(self) -> None:
-        self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
-        self._output_length = self._histogram("request_generation_tokens", "Visible tokens of a request.", _TOKENS)
-        self._thought_length = self._histogram("request_thought_tokens", "Thought tokens of a request.", _TOKENS)
-        self._depth = self._histogram("request_params_thought_depth", "The thought depth of a request.", _DEPTHS)
+        self._prompt_length = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self._output_length = self._histogram("request_generation_tokens", "Visible tokens of an answer.", _TOKENS)
+        self._thought_length = self._histogram("request_thought_tokens", "Thought tokens of an answer.", _TOKENS)
+        self._depth = self._histogram(
+            "request_params_thought_depth", "The thought depth asked for, once a prompt.", _DEPTHS
+        )
         self._best_of = self._histogram(
-            "request_params_best_of", "Answers drawn for the prompt of a request.", (1, 2, 4, 8, 16, 32, 64, 128)
+            "request_params_best_of", "Answers drawn for a prompt.", (1, 2, 4, 8, 16, 32, 64, 128)
         )
         self._forwards = self._histogram(
-            "forwards_per_token", "Forwards of a request for each of its visible tokens.", _RATIOS, "thinking"
+            "forwards_per_token", "Forwards of an answer for each of its visible tokens.", _RATIOS, "thinking"
         )
-        self._prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of requests.")
+        self._prompt_tokens = self._counter(
+            "prompt_tokens_total", "Prompt tokens; a prompt counts once, however many answers are drawn for it."
+        )
         self._prefix_queries = self._counter(
             "prefix_cache_queries_total", "Prompt tokens that were looked for in the cache."
         )
@@ -268,8 +271,8 @@ class Metrics:
         self._batch_rows = self._histogram("batch_rows", "Rows of a forward.", _ROWS)
         self._forward_time = self._histogram("forward_time_seconds", "Duration of a forward.", _SECONDS)
         self._pipeline_depth = self._gauge("pipeline_depth", "Positions of an answer that may think at once.")
-        self._running = self._gauge("num_requests_running", "Requests with a slot.")
-        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a slot.")
+        self._running = self._gauge("num_requests_running", "Answers with a slot.")
+        self._waiting = self._gauge("num_requests_waiting", "Answers that wait for a slot.")
         self._cache_usage = self._gauge("kv_cache_usage_ratio", "Share of the cache that running requests use.")
         self.gauges(0, 0, 0.0)
         self._draining = self._gauge("draining", "1 while running work finishes and no new work is taken.")
@@ -280,16 +283,22 @@ class Metrics:
         build = self._family(Gauge, "build_info", "The version that runs.", ("version",))
         build.labels(version("quietserve")).set(1)
 
+    def _count_prompt(self, attempt: Attempt) -> None:
+        """Enter what is the same for all answers to a prompt."""
+        self._prompt_length.labels(self._model).observe(len(attempt.prompt))
+        self._depth.labels(self._model).observe(attempt.params.thought_depth)
+        self._best_of.labels(self._model).observe(attempt.num_samples)
+
     def _count_correction(self, ticket: Ticket) -> None:
         """Enter one that came to its end."""
         self._corrections.labels(self._model, "changed" if ticket.changed else "kept").inc()
         self._correction_time.labels(self._model, _thinking(ticket)).observe(ticket.timing.correction or 0.0)
 
     def _count_tokens(self, ticket: Ticket) -> None:
-        """Add what a ticket decoded since the last time; its prompt the first time."""
+        """Add what a ticket decoded since the last time; the first time, its prompt, which it may share with others."""
         if (before := self._counted.get(ticket.number)) is None:
             before = _Counted()
-            self._prompt_tokens.labels(self._model).inc(len(ticket.attempt.prompt))
+            self._prompt_tokens.labels(self._model).inc(0 if ticket.attempt.sample else len(ticket.attempt.prompt))
         visible = (
             0 if ticket.is_draft and not ticket.finish_reason else ticket.num_output_tokens
         )  # it may yet be a draft

@@ -174,6 +174,7 @@ class Pipeline:
                 tuple(drafts),
                 between,
                 request.voting,
+                sample,
             )
 
     def _turns(self, request: GenerationRequest, prompt: Prompt, between: tuple[int, ...]) -> list[SamplingParams]:
@@ -239,7 +240,11 @@ class Pipeline:
             raise InvalidRequestError(
                 f"num_thoughts is {count}; it must be between 1 and {most}.", param="num_thoughts"
             )
-        if depth and count > 1 and temperature == 0:
+        if count > 1 and not depth:
+            raise InvalidRequestError(
+                f"num_thoughts is {count}, but at thought_depth 0 there are none.", param="num_thoughts"
+            )
+        if count > 1 and temperature == 0:
             raise InvalidRequestError(
                 f"num_thoughts is {count}, but at thought_temperature 0 all thoughts are the same; raise it.",
                 param="num_thoughts",
@@ -263,10 +268,11 @@ class Pipeline:
         if asked is not None and asked <= room:
             return asked
         where = "messages" if isinstance(request, ChatRequest) else "prompt"
-        wanted = "" if asked is None else f", {turns * asked} in the completion"
+        least = turns * (1 if asked is None else asked)  # something must be left for an answer
+        wanted = f", {'at least ' * (asked is None)}{least} in the completion"
         wanted += f", {used - len(prompt.ids)} between its {turns} turns" if turns > 1 else ""
         raise ContextLengthError(
-            f"This model's maximum context length is {most} tokens. However, you requested {used + turns * (asked or 0)} "
+            f"This model's maximum context length is {most} tokens. However, you requested {used + least} "
             f"tokens ({len(prompt.ids)} in the {where}{wanted}). Please reduce the length of the {where} or completion.",
             param=where,
         )

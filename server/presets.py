@@ -49,11 +49,19 @@ def _said(body: Mapping[str, Any]) -> set[str]:
 
 def _overruled(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
     """Fields of a preset that contradict what a request says in other fields."""
+    return _overruled_lengths(body, defaults) | _overruled_thinking(body, defaults) | _overruled_answers(body, defaults)
+
+
+def _overruled_lengths(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
+    if not _said(body) & _LIMITS:
+        return set()
+    return _LIMITS | ({"min_tokens"} if _exceeds(defaults.get("min_tokens"), _limit(body)) else set())
+
+
+def _overruled_thinking(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
     said, overruled = _said(body), set()
     kwargs = body.get("chat_template_kwargs")
     thinks = kwargs.get("enable_thinking") if isinstance(kwargs, dict) else None
-    if said & _LIMITS:
-        overruled |= _LIMITS
     if said & {"thought_depth", "reasoning_effort"} or thinks is False:
         overruled |= _DEPTHS
     if said & {"thought_depth", "reasoning_effort"} or thinks:
@@ -61,18 +69,48 @@ def _overruled(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]
     if "thought_mode" in said:
         overruled |= {"thought_depth"} if body["thought_mode"] == "off" else set()
         overruled |= {"thought_threshold"} if body["thought_mode"] != "adaptive" else set()
+    if body.get("thought_temperature") == 0 or _is_plain(body, thinks):
+        overruled |= {"num_thoughts"}  # all would be the same, or there are none
+    return overruled
+
+
+def _overruled_answers(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
+    said, overruled = _said(body), set()
     if body.get("echo") or "prompt_logprobs" in said or body.get("self_correction_turns") == 0:
         overruled |= _CORRECTION
-    elif body.get("self_correction_turns"):
+    if body.get("stream") or body.get("self_correction_turns"):
         overruled |= {"prompt_logprobs"}
-    more = isinstance(n := body.get("n"), int) and n > defaults.get("best_of", n)
-    if more or 0 in (body.get("temperature"), body.get("max_tokens")):
+    if _exceeds(body.get("n"), defaults.get("best_of")) or 0 in (body.get("temperature"), _limit(body)):
         overruled |= {"best_of"} | _VOTING  # there would be fewer answers than are to be returned, or all the same
     if body.get("best_of") == 1 or body.get("voting") == "none":
         overruled |= _VOTING
     elif "voting" in said and body["voting"] != "ranker":
         overruled |= {"ranker"}
+    if _has_several(body.get("prompt")):
+        overruled |= {"return_samples"}
     return overruled
+
+
+def _is_plain(body: Mapping[str, Any], thinks: Any) -> bool:
+    """It asks for no thoughts; a depth, where there is one, counts before the other ways to say so."""
+    if body.get("thought_mode") == "off" or "thought_depth" in _said(body):
+        return body.get("thought_mode") == "off" or body["thought_depth"] == 0
+    return thinks is False or body.get("reasoning_effort") == "none"
+
+
+def _limit(body: Mapping[str, Any]) -> Any:
+    """The most tokens that a body asks for, under whichever name, as it stands there: nothing has checked it yet."""
+    completion = body.get("max_completion_tokens")
+    return body.get("max_tokens") if completion is None else completion
+
+
+def _exceeds(value: Any, other: Any) -> bool:
+    """Both are numbers, of which 8.0 is one too, as everywhere in a request, and the first is greater."""
+    return isinstance(value, int | float) and isinstance(other, int | float) and value > other
+
+
+def _has_several(prompt: Any) -> bool:
+    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int | float)
 
 
 def parse_preset(text: str) -> Preset:

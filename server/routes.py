@@ -119,9 +119,10 @@ def vote(body: VoteRequest, request: Request, response: Response) -> VotingReply
 
 
 @router.post("/tokenize")  # plain functions run on a thread of their own: a long text holds nobody up
-def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
+def tokenize(body: TokenizeRequest, request: Request, response: Response) -> TokenizeReply:
     """The ids of a text, or of a conversation as the model reads it."""
     engine = _checked(request, body).engine
+    _name_ignored(response, body)
     if body.messages is not None:
         messages = [as_template_reads(message) for message in body.messages]
         ids = engine.tokens.render(messages, add_generation_prompt=body.add_generation_prompt)
@@ -132,9 +133,10 @@ def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
 
 
 @router.post("/detokenize")
-def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
+def detokenize(body: DetokenizeRequest, request: Request, response: Response) -> DetokenizeReply:
     """The text of ids, special ones by their name."""
     tokens = _checked(request, body).engine.tokens
+    _name_ignored(response, body)
     return DetokenizeReply(prompt=tokens.decode(tokens.check(body.tokens), special=True))
 
 

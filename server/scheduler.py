@@ -41,6 +41,7 @@ class Attempt:
     draft_params: tuple[SamplingParams, ...] = ()  # of the turns before the last, whose are `params`
     bridge: tuple[int, ...] = ()  # ids between the turns
     voting: str = "none"  # how it and the others to its prompt vote, for the metrics
+    sample: int = 0  # which of them it is: what is one for all of them is counted with the first
 
 
 @dataclass

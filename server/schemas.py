@@ -176,6 +176,12 @@ class StreamOptions(Body):
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
+    @model_validator(mode="after")
+    def _check_usage(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise _invalid("only a stream with include_usage has these", "continuous_usage_stats")
+        return self
+
 
 class ChatTemplateKwargs(Body):
     """Arguments of the chat template; the one we know is about thinking."""
@@ -308,6 +314,8 @@ class GenerationRequest(Body):
     def _check_correction(self) -> Self:
         if self.self_correction_prompt and not self.self_correction_turns:
             raise _invalid("only a request with self_correction_turns has one", "self_correction_prompt")
+        if self.return_drafts and not self.self_correction_turns:
+            raise _invalid("only a request with self_correction_turns has drafts", "return_drafts")
         if self.self_correction_turns and self.prompt_logprobs is not None:
             raise _invalid("a request with self_correction_turns cannot carry prompt_logprobs", "prompt_logprobs")
         return self

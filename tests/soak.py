@@ -73,10 +73,11 @@ class Soak:
 
     async def long(self) -> None:
         """Text that goes on, of all kinds of thoughts, some of it corrected."""
+        body = self._body()
         more = self.dice.choice(
             [
                 {},
-                {"num_thoughts": 3},
+                {"num_thoughts": 3 if body["thought_depth"] else 1},
                 {"thought_mode": "adaptive"},
                 {"thinking_token_budget": 40},
                 {"n": 3},
@@ -85,9 +86,7 @@ class Soak:
                 {"best_of": 3, "voting": "majority"},
             ]
         )
-        await self._post(
-            "/v1/completions", self._body() | {"max_tokens": 40, "temperature": 1, "ignore_eos": True} | more
-        )
+        await self._post("/v1/completions", body | {"max_tokens": 40, "temperature": 1, "ignore_eos": True} | more)
 
     async def scored(self) -> None:
         """A text, scored with a thought at every position."""

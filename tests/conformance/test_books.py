@@ -38,16 +38,16 @@ def test_promtool_finds_no_fault(told: str) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    [
-        "e2e_request_latency_seconds",
-        "request_prompt_tokens",
-        "request_generation_tokens",
-        "request_thought_tokens",
-        "request_params_thought_depth",
-    ],
+    ["e2e_request_latency_seconds", "request_generation_tokens", "request_thought_tokens"],
 )
 def test_every_family_counts_every_answer_once(told: str, family: str) -> None:
     assert total(told, f"{family}_count") == total(told, "requests_finished_total") >= 2
+
+
+def test_every_prompt_is_counted_once_with_all_its_answers(told: str) -> None:
+    assert total(told, "request_params_best_of_sum") == total(told, "requests_finished_total")
+    prompts = total(told, "request_prompt_tokens_count")
+    assert total(told, "request_params_best_of_count") == total(told, "request_params_thought_depth_count") == prompts
 
 
 def test_no_token_is_counted_twice(told: str) -> None:

@@ -1,5 +1,6 @@
 """Votes: against counting by hand, and what no vote may depend on."""
 
+import itertools
 import math
 from collections import Counter
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quietserve.model.voting import SELF_RANKERS, Candidate, is_decided, judge, vote
+from quietserve.model.voting import SELF_RANKERS, Candidate, Strategy, is_decided, judge, vote
 
 answers = st.sampled_from(["a", "b", "c", None])
 ballots = st.lists(st.tuples(answers, st.floats(-20, 0), st.floats(0, 1)), min_size=1, max_size=12).map(
@@ -49,6 +50,23 @@ def test_sums_that_should_be_equal_are_a_tie() -> None:
     verdict = vote([Candidate(i, *row[:1], row[1], row[1], row[2]) for i, row in enumerate(scores)], "ranker")
     assert verdict.tie
     assert verdict.groups[0].answer == "b"
+
+
+@pytest.mark.parametrize("noise", list(itertools.product((0.0, 3e-7, -8e-7), repeat=3)))
+@pytest.mark.parametrize(
+    ("strategy", "ranker"),
+    [("majority", None), ("likelihood", None), ("ranker", "min_logprob"), ("ranker", "logprob")],
+)
+def test_what_else_was_in_the_batch_does_not_decide_a_vote(
+    strategy: Strategy, ranker: str | None, noise: tuple[float, ...]
+) -> None:
+    """Of chains with the same tokens, another one spoke at every repetition of a seeded vote: their sums differ by a millionth."""
+    drawn = [judge(i, "a", [-0.2, -1.3 + own], ranker) for i, own in enumerate(noise)]
+    again = [judge(3, "b", [-1.3 + noise[0], -0.2], ranker), judge(4, None, [-2 + noise[1]])]
+    again.append(judge(5, None, [-2 + noise[2]]))
+    assert [c.index for c, _ in vote(drawn + again, strategy).ranking()] == [0, 3, 1, 2, 4, 5]
+    tied = [judge(0, "a", [-0.2, -1.3 + noise[0]], ranker), judge(1, "b", [-1.3 + noise[1], -0.2], ranker)]
+    assert [group.answer for group in vote(tied, strategy).groups] == ["a", "b"], "of equal ones the first"
 
 
 def test_likelihoods_are_of_whole_answers_and_none_is_too_long() -> None:

@@ -266,6 +266,15 @@ def test_the_tokenizer_over_http(client: Client) -> None:
     assert client.post("/detokenize", {"tokens": [999]}).json()["error"]["code"] == "invalid_value"
 
 
+def test_the_tokenizer_names_what_it_ignores_too(client: Client) -> None:
+    """Alone of all that take a body, these two said nothing of what they did not know."""
+    for path, body in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [65]})):
+        assert "x-ignored-params" not in client.post(path, body).headers
+        assert client.post(path, body | {"frobnicate": 1}).headers["x-ignored-params"] == "frobnicate"
+    messages = [{"role": "user", "content": "hi", "refusal": "no"}]
+    assert client.post("/tokenize", {"messages": messages}).headers["x-ignored-params"] == "messages[0].refusal"
+
+
 def test_what_a_reply_tells_of_its_time(client: Client, engine: FakeEngine) -> None:
     reply = client.complete()
     assert reply["metrics"] == {"thought_time_ms": 0.0}, "the fake engine keeps no time"

@@ -6,7 +6,7 @@ import pytest
 from fake_engine import Client, FakeEngine, events
 
 from quietserve.model.progress import Token
-from quietserve.server.ballots import Answer
+from quietserve.server.ballots import Answer, Ballot
 
 
 def test_the_likeliest_answers_are_returned_best_first(client: Client, engine: FakeEngine) -> None:
@@ -53,6 +53,14 @@ def test_logprobs_are_told_only_to_who_asked(client: Client) -> None:
 def test_an_answer_that_never_began_is_not_the_best() -> None:
     """Its mean log-probability used to be 0, which no answer with a token reaches."""
     assert Answer().score < Answer(tokens=[Token(1, logprob=-9999.0)]).score
+
+
+def test_what_else_was_in_the_batch_does_not_choose_among_equals() -> None:
+    """Which of several equal answers came back, with other thoughts, changed from one run of a seeded request to the next."""
+    ballot = Ballot(4, None)
+    for answer, noise in zip(ballot.answers, (0.0, 8e-7, -3e-7, 1.0), strict=True):
+        answer.tokens = [Token(1, logprob=-1.3 + noise), Token(2, logprob=-0.2)]
+    assert [index for index, _ in ballot.ranking()] == [3, 0, 1, 2]
 
 
 @pytest.mark.parametrize("thought_temperature", [0, 1])

@@ -1,9 +1,14 @@
 """What one turn of the event loop writes to a connection leaves at once."""
 
 import asyncio
+import http.client
+import json
+import re
 import socket
 import time
 from typing import Any
+
+import pytest
 
 from serving import serve
 
@@ -77,3 +82,31 @@ def test_who_writes_more_than_is_read_has_to_wait() -> None:
         before = written
         time.sleep(0.2)
         assert written == before < 10**8
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nnot a chunk\r\n",
+        b"what is this\r\n\r\n",
+    ],
+    ids=["no host", "length", "chunk", "nothing"],
+)
+def test_what_is_no_http_is_refused_as_all_else_is(sent: bytes) -> None:
+    """uvicorn answered such requests itself, in plain text and without the id that every reply has."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while scope["type"] == "http" and (await receive())["type"] != "http.disconnect":
+            pass
+
+    with serve(app) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+        client.sendall(sent)
+        reply = http.client.HTTPResponse(client)
+        reply.begin()
+        told = json.loads(reply.read())["error"]
+        assert client.recv(1) == b"", "it is closed"
+    assert (reply.status, reply.headers["content-type"]) == (400, "application/json")
+    assert re.fullmatch("[0-9a-f]{32}", reply.headers["x-request-id"])
+    assert (told["type"], told["code"], told["param"]) == ("invalid_request_error", "invalid_http", None)

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from fake_engine import MODEL, Client
+from fake_engine import MODEL, Client, FakeEngine
 
 from quietserve.model.config import SamplingParams
 from quietserve.model.progress import Generation, Token
@@ -124,6 +124,26 @@ def test_tokens_of_a_contested_answer_count_when_it_is_decided(metrics: Metrics,
     metrics.judged(contested)
     assert value(metrics, "generation_tokens_total", kind=kind) == 3
     assert value(metrics, "request_params_best_of_sum") == 4
+
+
+def test_a_prompt_counts_once_however_many_answers_it_has(metrics: Metrics) -> None:
+    """One prompt of 23 tokens with four answers had entered 92 prompt tokens, and four requests for four answers each."""
+    for sample in range(4):
+        run(metrics, Ticket(Attempt((1, 2, 3), SamplingParams(thought_depth=4), "chat", num_samples=4, sample=sample)))
+    assert value(metrics, "prompt_tokens_total") == value(metrics, "request_prompt_tokens_sum") == 3
+    for family, told in {
+        "request_params_best_of": 4,
+        "request_params_thought_depth": 4,
+        "request_prompt_tokens": 3,
+    }.items():
+        assert (value(metrics, f"{family}_count"), value(metrics, f"{family}_sum")) == (1, told)
+    assert value(metrics, "requests_finished_total", endpoint="chat", finished_reason="stop") == 4
+    assert value(metrics, "request_generation_tokens_count") == 4
+
+
+def test_the_answers_to_each_prompt_are_numbered(client: Client, engine: FakeEngine) -> None:
+    client.complete(prompt=["a", "b"], n=2)
+    assert [ticket.attempt.sample for ticket in engine.tickets] == [0, 1, 0, 1]
 
 
 def corrected(metrics: Metrics, texts: tuple[str, str], reason: str) -> None:

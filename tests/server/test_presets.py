@@ -52,6 +52,47 @@ def test_what_a_request_says_counts_before_its_preset(
     assert reply.json()["model"] == body.get("model", "fake")
 
 
+@pytest.mark.parametrize(
+    ("defaults", "body", "num_answers"),
+    [
+        ({"best_of": 4, "voting": "majority", "return_samples": True}, {"prompt": ["a", "b"]}, 8),
+        ({"best_of": 4, "voting": "majority", "return_samples": True}, {"prompt": [[65], [66]]}, 8),
+        ({"min_tokens": 12}, {"max_tokens": 4}, 1),
+        ({"min_tokens": 12}, {"max_tokens": 64, "max_completion_tokens": 4.0}, 1),
+        ({"min_tokens": 12}, {"echo": True, "max_tokens": 0}, 1),
+        ({"prompt_logprobs": 1}, {"stream": True}, 1),
+        ({"thought_temperature": 0.7, "num_thoughts": 4}, {"thought_temperature": 0}, 1),
+        ({"num_thoughts": 4}, {"thought_depth": 0}, 1),
+        ({"num_thoughts": 4}, {"thought_mode": "off"}, 1),
+        ({"num_thoughts": 4}, {"reasoning_effort": "none"}, 1),
+        ({"num_thoughts": 4, "thought_depth": 8}, {"chat_template_kwargs": {"enable_thinking": False}}, 1),
+        ({"self_correction_turns": 1, "return_drafts": True}, {"self_correction_turns": 0}, 1),
+        ({"best_of": 4}, {"n": 8.0}, 8),
+        ({"best_of": 4}, {"echo": True, "max_completion_tokens": 0}, 1),
+    ],
+    ids=str,
+)
+def test_a_request_is_not_refused_for_what_only_its_preset_says(
+    client: Client, engine: FakeEngine, service: Service, defaults: dict, body: dict, num_answers: int
+) -> None:
+    """Each of these is an ordinary request, and was told that a field which it had not sent was wrong."""
+    service.presets["mine"] = Preset("mine", defaults)
+    reply = client.post("/v1/completions", {"model": "mine", "prompt": "Say"} | body)
+    assert reply.status_code == 200, reply.text
+    assert len(engine.tickets) == num_answers
+
+
+def test_what_the_request_leaves_room_for_still_holds(client: Client, engine: FakeEngine, service: Service) -> None:
+    defaults = {"min_tokens": 12, "num_thoughts": 4, "best_of": 2, "voting": "majority", "return_samples": True}
+    service.presets["mine"] = Preset("mine", defaults)
+    for prompt in ("Say", ["Say"], [65, 66]):
+        thinks = {"thought_temperature": 0.5, "thought_depth": 3, "reasoning_effort": "none"}  # the depth counts first
+        reply = client.complete(model="mine", prompt=prompt, max_tokens=12.0, **thinks)
+        assert len(reply["voting"]["samples"]) == 2
+    params = engine.tickets[0].attempt.params
+    assert (params.min_tokens, params.num_thoughts) == (12, 4)
+
+
 def test_what_goes_together_may_come_from_both(client: Client, engine: FakeEngine) -> None:
     client.chat(model="sure", thought_threshold=2.0)
     assert engine.tickets[0].attempt.params.thought_threshold == 2.0

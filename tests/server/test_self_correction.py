@@ -70,7 +70,7 @@ def test_white_space_is_no_change(client: Client, engine: FakeEngine, first: str
 
 
 def test_nothing_is_said_of_it_where_it_was_not_asked_for(client: Client) -> None:
-    reply = client.complete(return_drafts=True, self_correction_turns=0)
+    reply = client.complete(return_drafts=False, self_correction_turns=0)
     assert "self_correction" not in reply["choices"][0]
 
 

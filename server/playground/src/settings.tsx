@@ -49,7 +49,7 @@ export function bodyOf(settings: Settings, model: Model | undefined, history: Me
   const body: Body = { ...named, max_tokens: settings.maxTokens, temperature: settings.temperature };
   if (!model?.capabilities.thinking) return body;
   const { depth, thoughts, thoughtTemperature } = settings;
-  return { ...body, thought_depth: depth, num_thoughts: thoughts, thought_temperature: thoughtTemperature };
+  return { ...body, thought_depth: depth, num_thoughts: depth ? thoughts : 1, thought_temperature: thoughtTemperature };
 }
 
 /** Settings that this server can have: an example's, where it serves its model. */
