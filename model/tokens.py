@@ -37,6 +37,7 @@ class Tokens:
         self.markers = {name: vocab[name] for name in marker_tokens if name in vocab}
         self.num_ids = num_ids or len(tokenizer)
         self._anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+        self._texts: dict[int, str] = {}  # what was decoded alone, as often as a reply names it: at most the vocabulary
 
     @property
     def has_chat_template(self) -> bool:
@@ -95,6 +96,11 @@ class Tokens:
 
     def token_text(self, token: int) -> str:
         """Text that one id adds to a text, special ones by their name."""
+        if (text := self._texts.get(token)) is None:
+            text = self._texts[token] = self._decode_alone(token)
+        return text
+
+    def _decode_alone(self, token: int) -> str:
         # Behind another one: alone, some tokenizers would strip the space that it begins with.
         before, both = (
             self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
