@@ -13,6 +13,15 @@ class PromptError(ValueError):
     """A prompt that cannot be read: a thought marker in it, an id out of range, no chat template."""
 
 
+def is_writable(text: str) -> bool:
+    """It holds no half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Tokens:
     """A tokenizer, and the ids that mean something to us.
 
@@ -49,7 +58,7 @@ class Tokens:
         for name in self.markers:
             if name in text:
                 raise PromptError(f"the text contains the thought marker {name!r}, which no prompt may hold")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_writable(text):
             raise PromptError("the text contains half of a surrogate pair, which is no character")
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
