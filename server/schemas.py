@@ -32,6 +32,7 @@ MAX_STOPS = 16
 MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
 MAX_ALLOWED_IDS = 1024
+MAX_BIASES = 1024
 MAX_PROBES = 16
 MAX_UNKNOWN = 64  # fields, of an object and of a list of them; each is compared with all that we know
 MAX_PIECES = 4096  # messages and their parts, which are read while everybody waits
@@ -84,6 +85,17 @@ def _whole_members(value: Any) -> Any:
     """The same for a list of ids, or a list of those."""
     nested = isinstance(value, list) and list in set(map(type, value))
     return [_whole_ids(member) for member in value] if nested else _whole_ids(value)
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """A map of so many, counted before any is looked at: pydantic counts last."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"more than {count}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _checked_pattern(pattern: str) -> str:
@@ -214,10 +226,12 @@ _Stops = Annotated[
 ]
 _Biases = Annotated[
     dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Bias],
-    _wanted("a map from token ids to biases between -100 and 100"),
+    _at_most(MAX_BIASES),
+    _wanted(f"a map from token ids to biases between -100 and 100, at most {MAX_BIASES}"),
     WithJsonSchema(
         {
             "type": "object",
+            "maxProperties": MAX_BIASES,
             "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         }
@@ -226,6 +240,7 @@ _Biases = Annotated[
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
+    _at_most(16),
     _wanted("a map of at most 16 strings"),
 ]
 _Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]

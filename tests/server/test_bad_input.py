@@ -58,6 +58,8 @@ BAD = [
     ({"stop": ["x"] * 17}, "invalid_value", "stop", "at most 16 strings"),
     ({"stop": ""}, "invalid_value", "stop", "none of them empty"),
     ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a map from token ids to biases"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "invalid_value", "logit_bias", "at most 1024"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "invalid_value", "metadata", "at most 16"),
     ({"logit_bias": {"999": 1}}, "invalid_value", "logit_bias", "ids are 0 to 258"),
     ({"logit_bias": {"257": 1}}, "invalid_value", "logit_bias", "thought marker"),
     ({"stop_token_ids": [999]}, "invalid_value", "stop_token_ids", "ids are 0 to 258"),
