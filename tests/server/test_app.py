@@ -239,6 +239,17 @@ def test_a_server_that_still_loads_says_so(metrics: Metrics) -> None:
     assert client.get("/metrics").status_code == 200
 
 
+def test_a_probe_is_not_a_request_that_was_refused(metrics: Metrics) -> None:
+    """While a model loaded, every poll of /ready once counted as a refused request."""
+    client = Client(create_app(Service("fake", metrics)))
+    for _ in range(5):
+        assert client.get("/ready").status_code == 503
+    assert client.post(COMPLETIONS, {"prompt": "x"}).status_code == 503
+    told = client.get("/metrics").text
+    assert 'requests_rejected_total{model_name="fake",reason="model_loading"} 1.0' in told
+    assert 'http_requests_total{handler="/ready",method="GET",status="503"} 5.0' in told
+
+
 def test_the_tokenizer_over_http(client: Client) -> None:
     told = client.post("/tokenize", {"prompt": "Ä!", "return_token_strs": True}).json()
     assert (told["count"], told["max_model_len"], len(told["tokens"])) == (3, 200, 3)
