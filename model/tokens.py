@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .shrinking import most_characters
+
 _CONTEXT = 6  # tokens
 _UNFINISHED = "\ufffd"  # what a tokenizer prints for bytes that are not yet a whole character
 
@@ -46,6 +48,7 @@ class Tokens:
         self.markers = {name: vocab[name] for name in marker_tokens if name in vocab}
         self.num_ids = num_ids or len(tokenizer)
         self._anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+        self._most_characters = most_characters(tokenizer)
         self._texts: dict[int, str] = {}  # what was decoded alone, as often as a reply names it: at most the vocabulary
 
     @property
@@ -61,6 +64,10 @@ class Tokens:
         if not is_writable(text):
             raise PromptError("the text contains half of a surrogate pair, which is no character")
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def least(self, text: str) -> int:
+        """Tokens that it has at the least, however it is read; it is not read to know."""
+        return -(-len(text) // self._most_characters) if self._most_characters else 0
 
     def check(self, ids: Sequence[int]) -> list[int]:
         """The same ids, if a prompt may hold them. Raises PromptError."""
