@@ -14,6 +14,7 @@ Finder = Callable[[str], str | None]
 
 MARK = "####"  # what GSM8K's answers stand behind
 MAX_EXPRESSION = 500  # characters
+MAX_NUMBER = 500  # characters; a longer one is text: its decimals would take milliseconds to count
 MAX_READ = 4000  # characters of a text, its last, that an expression reads
 _EXPRESSION = "re:"
 
@@ -28,14 +29,14 @@ _VALUE = re.compile(
 )
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"[{}]")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d)(?!\d))")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 _ORNAMENTS = re.compile(r"\\(?:left|right)(?![a-zA-Z])|(?<!\\)\\[!,;: %$]|\^\{?\\circ\}?|(?<=\d)%")
 
 _CLAIM = re.compile(r"(?:answer|option|choice)\W{0,4}(?:is|must be|:)", re.IGNORECASE)
-_CLAIMED_LABEL = re.compile(
-    r"(?:\W|\\boxed|\\text|\\mathbf|option\b|choice\b|the\b)*(?:([B-HJ-Z])(?![\w'])|([AI])(?=\W*$|[.:;)*}\]\n]))"
-)
+_BEFORE_LABEL = re.compile(r"(?:\\boxed|\\text|\\mathbf|\W|option\b|choice\b|the\b)*")
+_CLAIMED_LABEL = re.compile(r"([B-HJ-Z])(?![\w'])|([AI])(?=\W*$|[.:;)*}\]\n])")
 _LABEL_AT_START = re.compile(
     r"\W*([A-Z])(?:\W*$|[.:;)*]| is\b)"
 )  # a bare letter may be a word: "A dog" is not the choice A
@@ -44,13 +45,15 @@ _LABEL_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 def find_boxed(text: str) -> str | None:
     r"""What stands in the last \boxed{...} that is closed; None where there is none."""
-    for start in reversed([match.end() for match in _BOX.finditer(text)]):
-        open_braces = 1
-        for end in range(start, len(text)):
-            open_braces += (text[end] == "{") - (text[end] == "}")
-            if not open_braces:
-                return _plain(text[start:end])
-    return None
+    boxes = {box.end() for box in _BOX.finditer(text)}
+    last: tuple[int, int] | None = None
+    open_braces: list[int] = []  # where what stands in each begins: one pass pairs them all, however deep they are
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            open_braces.append(brace.end())
+        elif open_braces and (start := open_braces.pop()) in boxes:
+            last = max(last or (0, 0), (start, brace.start()))
+    return _plain(text[slice(*last)]) if last else None
 
 
 def find_last_number(text: str) -> str | None:
@@ -62,13 +65,23 @@ def find_last_number(text: str) -> str | None:
 
 def find_choice(text: str) -> str | None:
     """A capital that labels a choice: the last that is claimed to be the answer, or at the beginning, or the last in brackets."""
-    for claim in reversed(list(_CLAIM.finditer(text))):
-        if label := _CLAIMED_LABEL.match(text, claim.end()):
-            return label[1] or label[2]
+    if claimed := _find_claimed(text):
+        return claimed
     if first := _LABEL_AT_START.match(text):
         return first[1]
     in_brackets = _LABEL_IN_BRACKETS.findall(text)
     return in_brackets[-1] if in_brackets else None
+
+
+def _find_claimed(text: str) -> str | None:
+    """The label behind the last claim that has one."""
+    unread = len(text)
+    for claim in reversed(list(_CLAIM.finditer(text))):
+        at = _BEFORE_LABEL.match(text, claim.end(), unread).end()  # type: ignore[union-attr]  # it matches nothing, too
+        unread, known = claim.end(), at == unread  # what stands from there on is behind a later claim, and no label
+        if not known and (label := _CLAIMED_LABEL.match(text, at)):
+            return label[1] or label[2]
+    return None
 
 
 def find_all(text: str) -> str | None:
@@ -98,7 +111,7 @@ def normalise(answer: str) -> str:
     """One spelling of equal answers: numbers without currency, commas or needless zeros, halves as 0.5, thirds as 1/3."""
     text = " ".join(answer.split())
     value = _VALUE.fullmatch(text.replace("\u2212", "-"))
-    if not value or not any(map(str.isdigit, text)):
+    if not value or len(text) > MAX_NUMBER or not any(map(str.isdigit, text)):
         return text
     try:
         size = Fraction((value["plain"] or value["part"]).replace(",", "")) + Fraction(value["whole"] or 0)

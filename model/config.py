@@ -1,6 +1,7 @@
 """What a quiet model is, and what a request may ask of it."""
 
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, Self
 
 
@@ -93,6 +94,11 @@ class SamplingParams:
             self.thought_threshold,
             "0 or more",
         )
+
+    @cached_property
+    def worked_out(self) -> dict[Any, Any]:
+        """What whoever decodes by them keeps, so as to work it out once for all tokens; it is no part of their value."""
+        return {}
 
     def banned(self, num_output: int, eos_ids: frozenset[int]) -> frozenset[int]:
         """Ids that may not be chosen behind so many visible tokens."""

@@ -127,8 +127,17 @@ def _penalise(logits_V: Tensor, draw: Draw) -> None:
     if output and (params.presence_penalty or params.frequency_penalty):
         counts = torch.bincount(torch.tensor(output, device=logits_V.device), minlength=len(logits_V))
         logits_V -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-    for token, bias in params.logit_bias.items():
-        logits_V[token] += bias
+    if params.logit_bias:
+        ids, biases = _biases(params, logits_V.device)
+        logits_V[ids] += biases
+
+
+def _biases(params: SamplingParams, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ids that have one, and it; they stay on the device from the first token of an attempt to its last."""
+    if ("biases", device) not in params.worked_out:
+        ids, biases = list(params.logit_bias), list(params.logit_bias.values())
+        params.worked_out["biases", device] = torch.tensor(ids, device=device), torch.tensor(biases, device=device)
+    return params.worked_out["biases", device]
 
 
 def _only(logits_V: Tensor, allowed: Sequence[int]) -> Tensor:

@@ -5,12 +5,23 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .shrinking import most_characters
+
 _CONTEXT = 6  # tokens
 _UNFINISHED = "\ufffd"  # what a tokenizer prints for bytes that are not yet a whole character
 
 
 class PromptError(ValueError):
     """A prompt that cannot be read: a thought marker in it, an id out of range, no chat template."""
+
+
+def is_writable(text: str) -> bool:
+    """It holds no half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Tokens:
@@ -37,6 +48,8 @@ class Tokens:
         self.markers = {name: vocab[name] for name in marker_tokens if name in vocab}
         self.num_ids = num_ids or len(tokenizer)
         self._anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+        self._most_characters = most_characters(tokenizer)
+        self._texts: dict[int, str] = {}  # what was decoded alone, as often as a reply names it: at most the vocabulary
 
     @property
     def has_chat_template(self) -> bool:
@@ -48,9 +61,13 @@ class Tokens:
         for name in self.markers:
             if name in text:
                 raise PromptError(f"the text contains the thought marker {name!r}, which no prompt may hold")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_writable(text):
             raise PromptError("the text contains half of a surrogate pair, which is no character")
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def least(self, text: str) -> int:
+        """Tokens that it has at the least, however it is read; it is not read to know."""
+        return -(-len(text) // self._most_characters) if self._most_characters else 0
 
     def check(self, ids: Sequence[int]) -> list[int]:
         """The same ids, if a prompt may hold them. Raises PromptError."""
@@ -95,6 +112,11 @@ class Tokens:
 
     def token_text(self, token: int) -> str:
         """Text that one id adds to a text, special ones by their name."""
+        if (text := self._texts.get(token)) is None:
+            text = self._texts[token] = self._decode_alone(token)
+        return text
+
+    def _decode_alone(self, token: int) -> str:
         # Behind another one: alone, some tokenizers would strip the space that it begins with.
         before, both = (
             self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -51,7 +51,9 @@ def create_app(
     if playground:
         app.include_router(page)
     for kind in EXPECTED:
-        app.add_exception_handler(kind, lambda request, error: tell(error, _books_of(request, service)))
+        app.add_exception_handler(
+            kind, lambda request, error: tell(error, _books_of(request, service), request.scope["path"])
+        )
     # The last one added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(KeyGuard, keys=keys, without=OPEN | FILES.keys() if playground else OPEN)
@@ -73,10 +75,11 @@ def _books_of(request: Request, service: Service) -> Metrics:
     return getattr(request.state, "metrics", service.metrics)
 
 
-def tell(error: Exception, metrics: Metrics) -> Response:
-    """The reply to a request that failed."""
+def tell(error: Exception, metrics: Metrics, path: str) -> Response:
+    """The reply to a request that failed; who only asks whether there is work to be had is not refused any."""
     told = as_api_error(error)
-    metrics.refused(told)
+    if path not in OPEN:
+        metrics.refused(told)
     return error_response(told)
 
 
@@ -148,7 +151,7 @@ class Teller:
             if begun:  # too late for another reply: the broken connection has to tell
                 raise ConnectionAbortedError("the reply broke off") from None
             if scope["type"] == "http":
-                await tell(error, self.metrics)(scope, receive, send)
+                await tell(error, self.metrics, scope["path"])(scope, receive, send)
             else:
                 await send({"type": "websocket.close", "code": 1008})
 

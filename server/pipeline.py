@@ -13,7 +13,7 @@ from ..model.correction import CorrectionConfig, bridge
 from ..model.tokens import PromptError
 from ..model.voting import SELF_RANKERS
 from .ballots import Voting
-from .errors import ContextLengthError, InvalidRequestError
+from .errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
 from .runs import GenerationRequest, Plan, Prompt, Run, is_contested
 from .scheduler import Attempt, EngineClosedError
 from .schemas import DEFAULT_PATTERN, ChatRequest, CompletionRequest, Message
@@ -88,9 +88,17 @@ class Pipeline:
         """
         if self.draining:
             raise EngineClosedError
-        begin = asyncio.get_running_loop().time()
-        plan = await asyncio.to_thread(self.plan, request, request_id)  # a long prompt holds no other request up
-        return Run(self.engine, plan, self.runs, None if plan.timeout_s is None else begin + plan.timeout_s)
+        begin, limit = asyncio.get_running_loop().time(), self._limit(request)
+        try:
+            async with asyncio.timeout(limit):  # a long prompt holds no other request up; many may keep it waiting
+                plan = await asyncio.to_thread(self.plan, request, request_id)
+        except TimeoutError:
+            raise RequestTimeoutError(f"The request took longer than the {limit:g} seconds that it has.") from None
+        return Run(self.engine, plan, self.runs, None if limit is None else begin + limit)
+
+    def _limit(self, request: GenerationRequest) -> float | None:
+        """Seconds that it may take."""
+        return min((limit for limit in (request.timeout_s, self._timeout_s) if limit is not None), default=None)
 
     def plan(self, request: GenerationRequest, request_id: str = "") -> Plan:
         """What a request asks of the engine. Raises ApiError and PromptError."""
@@ -99,15 +107,15 @@ class Pipeline:
             raise InvalidRequestError(
                 f"{param} is {request.num_samples}; it must be between 1 and {self._max_best_of}.", param=param
             )
-        between = self._bridge(request)
-        prompts = list(self._prompts(request))
-        if (count := len(prompts) * request.num_samples) > self.engine.capacity:
+        num_prompts = 1 if isinstance(request, ChatRequest) else len(request.prompts)
+        if (count := num_prompts * request.num_samples) > self.engine.capacity:  # asked before any of them is read
             raise InvalidRequestError(
                 f"The request asks for {count} answers; this server holds {self.engine.capacity}."
             )
+        between = self._bridge(request)
+        prompts = list(self._prompts(request))
         attempts = [attempt for prompt in prompts for attempt in self._attempts(request, prompt, between, request_id)]
-        limits = [limit for limit in (request.timeout_s, self._timeout_s) if limit is not None]
-        return Plan(request, prompts, attempts, min(limits, default=None), self._voting(request))
+        return Plan(request, prompts, attempts, self._limit(request), self._voting(request))
 
     def _voting(self, request: GenerationRequest) -> Voting | None:
         if request.voting == "none":
@@ -130,10 +138,13 @@ class Pipeline:
 
     def _encoded(self, request: GenerationRequest, tokens: "Tokens") -> Iterable[Prompt]:
         if isinstance(request, ChatRequest):
-            yield Prompt(tuple(tokens.render([as_template_reads(message) for message in request.messages])))
+            text = tokens.render_text([as_template_reads(message) for message in request.messages])
+            check_length(self.engine, text, "messages")
+            yield Prompt(tuple(tokens.encode(text, special=False)))
             return
         for prompt in request.prompts:
             if isinstance(prompt, str):
+                check_length(self.engine, prompt, "prompt")
                 yield Prompt(tuple(tokens.encode(prompt)), prompt)
             else:
                 yield Prompt(tuple(tokens.check(prompt)))
@@ -306,6 +317,16 @@ class Pipeline:
                 raise InvalidRequestError(f"{param} has id {token}; ids are 0 to {tokens.num_ids - 1}.", param=param)
             if token in markers:
                 raise InvalidRequestError(f"{param} has id {token}, which is a thought marker.", param=param)
+
+
+def check_length(engine: "Engine", text: str, param: str) -> None:
+    """Raises ContextLengthError where a text is certain not to fit; to read it might take seconds."""
+    if (least := engine.tokens.least(text)) > engine.max_model_len:
+        raise ContextLengthError(
+            f"This model's maximum context length is {engine.max_model_len} tokens. However, you requested at least "
+            f"{least} tokens in the {param}. Please reduce the length of the {param}.",
+            param=param,
+        )
 
 
 def _check_random(turns: Iterable[SamplingParams]) -> None:

@@ -32,7 +32,7 @@ from .runs import GenerationRequest
 from .schemas import Body, ChatRequest, CompletionRequest, DetokenizeRequest, ScoreRequest, TokenizeRequest, VoteRequest
 from .scores import score as judged
 from .service import Service
-from .streaming import EventStream, unless_disconnected
+from .streaming import EventStream, apart_if_long, unless_disconnected
 from .votes import count
 
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -215,7 +215,15 @@ async def _whole(request: Request, writer: Writer[Any, Any, Any]) -> Response:
             answers = await unless_disconnected(request.receive, writer.run.answers())
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
-    return Response(writer.whole(answers).model_dump_json(exclude_unset=True), media_type=JSONResponse.media_type)
+    written = await apart_if_long(lambda: _written(writer.whole(answers)), answers)
+    return Response(written, media_type=JSONResponse.media_type)
+
+
+def _written(reply: CompletionReply | ChatReply) -> str:
+    """As JSON, choice by choice: while pydantic writes, no other thread runs."""
+    rest = reply.model_dump_json(exclude_unset=True, exclude={"choices"})
+    choices = ",".join(choice.model_dump_json(exclude_unset=True) for choice in reply.choices)
+    return f'{rest[:-1]},"choices":[{choices}]}}'
 
 
 def _service(request: Request) -> Service:

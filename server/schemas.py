@@ -1,6 +1,8 @@
 """The bodies of requests: null is unset everywhere; what we know and do not honour is refused, what we do not know is told."""
 
 import difflib
+from functools import cache, lru_cache
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -21,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
 from ..model.answers import finder
+from ..model.tokens import is_writable
 from ..model.voting import Strategy
 
 MAX_CHOICES = 1024  # of one prompt; a server allows fewer
@@ -29,8 +32,10 @@ MAX_STOPS = 16
 MAX_PROMPTS = 2048
 MAX_STOP_IDS = 1024
 MAX_ALLOWED_IDS = 1024
+MAX_BIASES = 1024
 MAX_PROBES = 16
-MAX_UNKNOWN = 64  # fields; each is compared with all that we know
+MAX_UNKNOWN = 64  # fields, of an object and of a list of them; each is compared with all that we know
+MAX_PIECES = 4096  # messages and their parts, which are read while everybody waits
 MAX_COUNT = 2**31 - 1  # of anything
 MAX_VOTED = 2**20  # characters of all candidates of a vote
 DEFAULT_PATTERN = "full_text"  # of answers that vote
@@ -72,14 +77,25 @@ def _whole(value: Any) -> Any:
 
 def _whole_ids(value: Any) -> Any:
     """The same for a list of ids, which is long: it is looked through, and seldom written anew."""
-    floats = isinstance(value, list) and any(isinstance(member, float) for member in value)
+    floats = isinstance(value, list) and float in set(map(type, value))
     return [_whole(member) for member in value] if floats else value
 
 
 def _whole_members(value: Any) -> Any:
     """The same for a list of ids, or a list of those."""
-    nested = isinstance(value, list) and any(isinstance(member, list) for member in value)
+    nested = isinstance(value, list) and list in set(map(type, value))
     return [_whole_ids(member) for member in value] if nested else _whole_ids(value)
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """A map of so many, counted before any is looked at: pydantic counts last."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"more than {count}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _checked_pattern(pattern: str) -> str:
@@ -135,13 +151,13 @@ class Body(BaseModel):
         if len(unknown) > MAX_UNKNOWN:
             raise _unsupported(f"more than {MAX_UNKNOWN} unknown fields", _quoted(min(unknown)))
         for key in unknown:
-            if any("\ud800" <= letter <= "\udfff" for letter in key):
+            if not is_writable(key):
                 raise _unsupported("no field has such a name", _quoted(key))
             if key in cls.elsewhere:
                 raise _unsupported("this endpoint does not have this field", key)
-            if near := difflib.get_close_matches(key[:64], cls.model_fields, n=1, cutoff=_NEAR):
-                raise _unsupported(f"unknown field; did you mean {near[0]!r}?", _quoted(key))
-        whole = {name for name, field in cls.model_fields.items() if field.annotation in (int, int | None)}
+            if near := _near(cls, key[:64]):
+                raise _unsupported(f"unknown field; did you mean {near!r}?", _quoted(key))
+        whole = _whole_fields(cls)
         return {key: _whole(value) if key in whole else value for key, value in present.items()}
 
     @classmethod
@@ -163,6 +179,17 @@ class Body(BaseModel):
             for place, part in [("", value)] if isinstance(value, Body) else _bodies(value):
                 names += [f"{field}{place}.{name}" for name in part.ignored()]
         return names
+
+
+@lru_cache(maxsize=4096)  # the same ones stand in every message
+def _near(kind: type[Body], key: str) -> str | None:
+    """The field that a key seems to mean."""
+    return next(iter(difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=_NEAR)), None)
+
+
+@cache
+def _whole_fields(kind: type[Body]) -> frozenset[str]:
+    return frozenset(name for name, field in kind.model_fields.items() if field.annotation in (int, int | None))
 
 
 def _bodies(value: Any) -> "list[tuple[str, Body]]":
@@ -197,17 +224,20 @@ _Stop = Annotated[str, Field(min_length=1)]
 _Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 # All 64-bit ones, signed or not, in bounds that those who read decimals as floats hold exactly.
 _Seed = Field(None, ge=-(10**19), le=10**19)
-_Ids = Annotated[list[_TokenId], Field(min_length=1)]
+# One complaint is enough, of a list that may be millions long.
+_Ids = Annotated[list[_TokenId], Field(min_length=1, fail_fast=True)]
 _Stops = Annotated[
     _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)],
     _wanted(f"a string or a list of at most {MAX_STOPS} strings, none of them empty"),
 ]
 _Biases = Annotated[
     dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Bias],
-    _wanted("a map from token ids to biases between -100 and 100"),
+    _at_most(MAX_BIASES),
+    _wanted(f"a map from token ids to biases between -100 and 100, at most {MAX_BIASES}"),
     WithJsonSchema(
         {
             "type": "object",
+            "maxProperties": MAX_BIASES,
             "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         }
@@ -216,6 +246,7 @@ _Biases = Annotated[
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
+    _at_most(16),
     _wanted("a map of at most 16 strings"),
 ]
 _Instruction = Annotated[str, Field(pattern=r"\S"), _wanted("a string that is not blank")]
@@ -226,7 +257,7 @@ _Probes = Annotated[
     AfterValidator(_different),
     _wanted(f"a list of at most {MAX_PROBES} names of probes, all different"),
 ]
-_AllowedIds = Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_ALLOWED_IDS), _Members]
+_AllowedIds = Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_ALLOWED_IDS, fail_fast=True), _Members]
 _Prompts = Annotated[
     _Text
     | Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -255,7 +286,7 @@ class GenerationRequest(Body):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = _Seed
     stop: _Stops = []
-    stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS), _Members] = []
+    stop_token_ids: Annotated[list[_TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True), _Members] = []
     ignore_eos: bool = False
     allowed_token_ids: _AllowedIds | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -405,12 +436,31 @@ class Message(Body):
     function_call: Annotated[Any, _Only()] = None
 
 
+def _bounded(pieces: Any) -> Any:
+    """A list of objects that may have parts, unless to look through all of it would take long."""
+    if not isinstance(pieces, list):
+        return pieces
+    contents = [piece.get("content") for piece in pieces[: MAX_PIECES + 1] if isinstance(piece, dict)]
+    parts = [content for content in contents if isinstance(content, list)]
+    if len(pieces) + sum(map(len, parts)) > MAX_PIECES:
+        raise _invalid(f"there may be {MAX_PIECES}, their parts counted too")
+    every = [*pieces, *chain.from_iterable(parts)]
+    names = {name for one in every if isinstance(one, dict) for name, value in one.items() if value is not None}
+    unknown = names - Message.model_fields.keys() - TextPart.model_fields.keys() - VoteCandidate.model_fields.keys()
+    if len(unknown) > MAX_UNKNOWN:
+        raise _unsupported(f"more than {MAX_UNKNOWN} unknown fields")
+    return pieces
+
+
+_Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_PIECES), BeforeValidator(_bounded)]
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     elsewhere = frozenset({"prompt", "suffix", "echo"})
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: _Messages
     max_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
     logprobs: bool = False
@@ -442,7 +492,7 @@ class _OfText(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: _Messages | None = None
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -463,11 +513,11 @@ class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: Annotated[list[_TokenId], _Members]
+    tokens: Annotated[list[_TokenId], Field(fail_fast=True), _Members]
 
 
 def _writable(text: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not is_writable(text):
         raise _invalid("half a character cannot be written")
     return text
 
@@ -501,7 +551,7 @@ class VoteRequest(Body):
     elsewhere = frozenset({"n", "best_of", "ranker", "return_samples"})
 
     model: str | None = None
-    candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=MAX_CHOICES)]
+    candidates: Annotated[list[_Candidate], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_bounded)]
     voting: Strategy = "majority"
     answer_pattern: _Pattern | None = None
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..model.tokens import PromptError
 from ..model.voting import Entry
 from .errors import ContextLengthError, InvalidRequestError, RequestTimeoutError
-from .pipeline import Pipeline, as_template_reads
+from .pipeline import Pipeline, as_template_reads, check_length
 from .replies import ScoreItem, ScoreReply, ScoreUsage
 from .scheduler import EngineClosedError, QueueFullError
 from .schemas import ScoreRequest
@@ -24,11 +24,11 @@ async def score(pipeline: Pipeline, request: ScoreRequest, model: str) -> ScoreR
         raise EngineClosedError
     engine, limit = pipeline.engine, pipeline.timeout_s
     ranker = _choose(engine, request.ranker)
-    entries, num_tokens = await asyncio.to_thread(_read, engine, request)
-    if (waiting := engine.num_unranked) > MAX_WAITING:
-        raise QueueFullError(f"{waiting} answers wait for a ranker")
     try:
         async with asyncio.timeout(limit):
+            entries, num_tokens = await asyncio.to_thread(_read, engine, request)
+            if (waiting := engine.num_unranked) > MAX_WAITING:
+                raise QueueFullError(f"{waiting} answers wait for a ranker")
             scores = await engine.rank(ranker, entries)
     except TimeoutError:
         raise RequestTimeoutError(f"The request took longer than the {limit:g} seconds that it has.") from None
@@ -51,11 +51,14 @@ def _read(engine: "Engine", request: ScoreRequest) -> tuple[list[Entry], int]:
     tokens = engine.tokens
     try:
         if request.messages is not None:
-            prompt = tuple(tokens.render([as_template_reads(message) for message in request.messages]))
+            text = tokens.render_text([as_template_reads(message) for message in request.messages])
         else:
-            prompt = tuple(tokens.encode(request.prompt or ""))
+            text = request.prompt or ""
+        check_length(engine, text, "prompt" if request.messages is None else "messages")
+        prompt = tuple(tokens.encode(text, special=request.messages is None))
     except PromptError as error:
         raise InvalidRequestError(str(error), param="prompt" if request.messages is None else "messages") from error
+    check_length(engine, max(request.candidates, key=len), "candidates")
     try:
         lengths = [len(prompt) + len(tokens.encode(text, special=False)) for text in request.candidates]
     except PromptError as error:

@@ -72,6 +72,12 @@ def _origin(text: str) -> str:
     return text.rstrip("/")
 
 
+def _time_limit(text: str) -> float:
+    if not (number := seconds(text)):
+        raise ValueError(f"{text} would refuse every request; it must be above 0, and left out there is no limit")
+    return number
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to serve; each field is a flag."""
@@ -177,7 +183,7 @@ class Settings:
     )
     playground: bool = flag(True, boolean, "a page to try everything on, at /")
     request_timeout: float | None = flag(
-        None, seconds, "seconds that a request may take, unless it asks for less (default: no limit)", metavar="S"
+        None, _time_limit, "seconds that a request may take, unless it asks for less (default: no limit)", metavar="S"
     )
     shutdown_timeout: float = flag(30.0, seconds, "seconds that running answers are given at the end", metavar="S")
     metrics_compat: Literal["none", "vllm"] = flag(

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -16,12 +17,16 @@ from .choices import Writer
 from .errors import EXPECTED, as_api_error, error_reply
 from .metrics import Metrics
 
+if TYPE_CHECKING:
+    from .choices import Decided
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+_LONG = 256  # tokens
 SILENCE_S = 15.0  # after which something is sent, lest somebody between takes the connection for dead
 
 
@@ -54,8 +59,8 @@ async def events(writer: Writer[Any, Any, Any], metrics: Metrics) -> AsyncIterat
         async for news in writer.run.progress():
             if isinstance(news, Standing):
                 yield f": {news}\n\n".encode()  # a comment: a client that knows only answers passes it over
-            elif chunk := writer.chunk(*news):
-                yield _event(chunk)
+            elif event := await apart_if_long(partial(_told, writer, *news), news[1:]):
+                yield event
         if writer.request.include_usage:
             yield _event(writer.usage_chunk())
     except Exception as error:  # the status is long sent: an event is the only way to tell
@@ -105,6 +110,17 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def apart_if_long(write: Callable[[], T], decided: "Iterable[Decided]") -> T:
+    """What `write` makes of what was decided: of much on a thread, as what there is to tell of each token may take seconds."""
+    long = sum(len(part.tokens) + len(part.prompt) for part in decided) > _LONG
+    return await asyncio.to_thread(write) if long else write()
+
+
+def _told(writer: Writer[Any, Any, Any], index: int, decided: "Decided") -> bytes | None:
+    chunk = writer.chunk(index, decided)
+    return chunk and _event(chunk)
 
 
 def _event(body: BaseModel) -> bytes:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quietserve.model import answers
 from quietserve.model.answers import FINDERS, finder, normalise
+
+_PIECES = [
+    *("answer", "Option", "option", "choice", "the", " is", ":", "must be", "\\boxed", "\\fbox", "\\text", "\\mathbf"),
+    *("{", "}", "(", ")", "\\", "*", ".", " ", "\n", "'", "A", "B", "I", "Z", "x", "1"),
+]
+_pieced = st.lists(st.sampled_from(_PIECES), max_size=40).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,47 @@ def test_an_expression_reads_the_end_of_a_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("boxed", "\\boxed{" * 100_000),
+        ("boxed", "\\boxed{" * 50_000 + "}{" * 50_000),
+        ("choice", "option:" * 100_000 + "x"),
+        ("choice", "choice: " * 100_000 + "A x"),
+        ("choice", "answer: A   " * 50_000 + "x"),
+        ("last_number", "#### " * 100_000),
+        ("last_number", "1,111" * 100_000 + "x"),
+    ],
+)
+def test_a_long_text_is_read_in_one_pass(pattern: str, text: str) -> None:
+    """Each of many open boxes was once followed to the end of the text: a few kilobytes took seconds, these took hours."""
+    finder(pattern)(text)
+
+
+@given(_pieced)
+def test_a_box_is_what_following_each_to_its_end_finds(text: str) -> None:
+    def obvious() -> str | None:
+        for start in reversed([box.end() for box in answers._BOX.finditer(text)]):
+            open_braces = 1
+            for end in range(start, len(text)):
+                open_braces += (text[end] == "{") - (text[end] == "}")
+                if not open_braces:
+                    return answers._plain(text[start:end])
+        return None
+
+    assert FINDERS["boxed"](text) == obvious()
+
+
+@given(_pieced)
+def test_a_claim_is_what_reading_on_from_each_finds(text: str) -> None:
+    whole = re.compile(
+        r"(?:\W|\\boxed|\\text|\\mathbf|option\b|choice\b|the\b)*(?:([B-HJ-Z])(?![\w'])|([AI])(?=\W*$|[.:;)*}\]\n]))"
+    )
+    read = [whole.match(text, claim.end()) for claim in answers._CLAIM.finditer(text)]
+    labels = [label[1] or label[2] for label in read if label]
+    assert answers._find_claimed(text) == (labels[-1] if labels else None)
+
+
+@pytest.mark.parametrize(
     "spellings",
     [
         ("0.5", "1/2", ".50", "2/4", "+0.5"),
@@ -113,7 +161,9 @@ def test_equal_answers_have_one_spelling(spellings: tuple[str, ...]) -> None:
     assert {normalise(spelling) for spelling in spellings} == {spellings[0]}
 
 
-@pytest.mark.parametrize("text", ["12,34", "1/0", "1/2/3", "1e9", "3 4", "x2", "9" * 5000, "Anna", "e.g.", "-", ""])
+@pytest.mark.parametrize(
+    "text", ["12,34", "1/0", "1/2/3", "1e9", "3 4", "x2", "9" * 5000, "1/" + "9" * 500, "Anna", "e.g.", "-", ""]
+)
 def test_what_is_no_number_stays(text: str) -> None:
     assert normalise(text) == text
 

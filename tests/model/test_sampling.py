@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quietserve.model.config import SamplingParams
-from quietserve.model.sampling import Draw, gumbel, hash_key, sample, sample_thoughts, top_logprobs
+from quietserve.model.sampling import Draw, _adjust, gumbel, hash_key, sample, sample_thoughts, top_logprobs
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0])
 
@@ -89,6 +89,25 @@ def test_penalties_and_bias() -> None:
     assert greedy(frequency_penalty=0.3, output=[0, 0]) == 1
     assert greedy(repetition_penalty=1.9, prompt=[0]) == 1  # repetition counts the prompt too
     assert greedy(logit_bias={5: 100.0}) == 5
+
+
+@given(st.dictionaries(st.integers(0, 5), st.floats(-100, 100), min_size=1))
+def test_biases_are_added_each_to_its_logit(biases: dict[int, float]) -> None:
+    wanted = LOGITS.clone()
+    for token, bias in biases.items():
+        wanted[token] += bias
+    draw = Draw(SamplingParams(temperature=0, logit_bias=biases), [], 0)
+    assert torch.equal(_adjust(LOGITS[None], [draw])[0], wanted)
+
+
+def test_biases_are_put_on_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of the whole vocabulary was once gone through in Python for each row and token, on the thread that decodes for all."""
+    params = SamplingParams(temperature=0, logit_bias={5: 100.0, 1: -1.0})
+    made, make = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda values, **how: made.append(values) or make(values, **how))
+    for _ in range(10):
+        assert sample(LOGITS.expand(3, -1), [Draw(params, [], 0)] * 3) == [5, 5, 5]
+    assert made == [[5, 1], [100.0, -1.0]]
 
 
 def test_ends_are_held_back_until_min_tokens() -> None:

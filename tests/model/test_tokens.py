@@ -93,6 +93,16 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         TOKENS.encode("a \ud800")
 
 
+def test_what_a_token_adds_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alternatives to every token of a long reply were once decoded anew, each twice: seconds in which nothing else ran."""
+    tokens, decoded = Tokens(tiny.tokenizer()), []
+    decode = tokens.tokenizer.decode
+    monkeypatch.setattr(tokens.tokenizer, "decode", lambda ids, **how: decoded.append(ids) or decode(ids, **how))
+    texts = [tokens.token_text(token) for token in [70, 71, 72] * 100]
+    assert texts == [TOKENS.token_text(token) for token in [70, 71, 72]] * 100
+    assert len(decoded) == 2 * 3
+
+
 def sentencepiece() -> Tokens:
     """A tokenizer of the kind Llama 2 and Mistral have: a space is a letter of the word behind it, and a text begins without."""
     vocab = {"<unk>": 0, "</s>": 1, "\u2581hello": 2, "\u2581world": 3, "world": 4, "\u2581a": 5, "a": 6}

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 
 import httpx
 import pytest
@@ -181,6 +182,44 @@ def test_a_request_that_takes_too_long(client: Client, engine: FakeEngine, pipel
     assert not engine.running
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": "x" * 4000}, "prompt"),
+        (COMPLETIONS, {"prompt": ["x", "x" * 4000]}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 4000}]}, "messages"),
+    ],
+)
+def test_a_text_that_cannot_fit_is_not_read(
+    client: Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, path: str, body: dict, param: str
+) -> None:
+    """Six prompts of a megabyte, each read to its end to be refused, once kept every other request waiting for seventeen seconds."""
+    read = []
+    monkeypatch.setattr(engine.tokens, "encode", lambda text, **how: read.append(text) or [1])
+    reply = client.post(path, body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+    assert re.search(
+        r"maximum context length is 200 tokens\. However, you requested at least 25\d tokens", error["message"]
+    )
+    assert all(len(text) == 1 for text in read)
+
+
+def test_a_request_whose_prompt_waits_to_be_read_is_in_time_too(
+    client: Client, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time once began to count when its prompt had been read, however long those before it took."""
+    may_go = threading.Event()
+    monkeypatch.setattr(pipeline, "plan", lambda *told: may_go.wait(10))
+
+    async def ask() -> None:
+        with pytest.raises(errors.RequestTimeoutError, match=r"longer than the 0\.05 seconds"):
+            await pipeline.prepare(CompletionRequest(prompt="x", timeout_s=0.05))
+        may_go.set()
+
+    asyncio.run(ask())
+
+
 def test_a_request_is_ended_by_its_id(client: Client, engine: FakeEngine, pipeline: Pipeline) -> None:
     engine.pace_s = 0.02
 
@@ -237,6 +276,17 @@ def test_a_server_that_still_loads_says_so(metrics: Metrics) -> None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_loading")
         assert reply.headers["retry-after"]
     assert client.get("/metrics").status_code == 200
+
+
+def test_a_probe_is_not_a_request_that_was_refused(metrics: Metrics) -> None:
+    """While a model loaded, every poll of /ready once counted as a refused request."""
+    client = Client(create_app(Service("fake", metrics)))
+    for _ in range(5):
+        assert client.get("/ready").status_code == 503
+    assert client.post(COMPLETIONS, {"prompt": "x"}).status_code == 503
+    told = client.get("/metrics").text
+    assert 'requests_rejected_total{model_name="fake",reason="model_loading"} 1.0' in told
+    assert 'http_requests_total{handler="/ready",method="GET",status="503"} 5.0' in told
 
 
 def test_the_tokenizer_over_http(client: Client) -> None:

@@ -8,6 +8,7 @@ from fake_engine import Client, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quietserve.server import schemas
 from quietserve.server.schemas import ChatRequest, CompletionRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -68,6 +69,8 @@ BAD = [
     ({"stop": ["x"] * 17}, "invalid_value", "stop", "at most 16 strings"),
     ({"stop": ""}, "invalid_value", "stop", "none of them empty"),
     ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias", "a map from token ids to biases"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "invalid_value", "logit_bias", "at most 1024"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "invalid_value", "metadata", "at most 16"),
     ({"logit_bias": {"999": 1}}, "invalid_value", "logit_bias", "ids are 0 to 258"),
     ({"logit_bias": {"257": 1}}, "invalid_value", "logit_bias", "thought marker"),
     ({"stop_token_ids": [999]}, "invalid_value", "stop_token_ids", "ids are 0 to 258"),
@@ -249,6 +252,48 @@ def test_bad_completions(client: Client, engine: FakeEngine, body: dict, code: s
 def test_bad_chats(client: Client, body: dict, code: str, param: str) -> None:
     error = refused(client.post(CHAT, {"messages": [{"role": "user", "content": "x"}], **body}), 400)
     assert (error["code"], error["param"]) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "pieces", "words"),
+    [
+        (CHAT, "messages", [{"role": "user", "content": "x"}] * 4097, "there may be 4096"),
+        (
+            CHAT,
+            "messages",
+            [{"role": "user", "content": [{"type": "text", "text": "x"}] * 2048}] * 2,
+            "there may be 4096",
+        ),
+        ("/tokenize", "messages", [{"role": "user", "content": "x"}] * 4097, "there may be 4096"),
+        (
+            CHAT,
+            "messages",
+            [{"role": "user", "content": "x", f"key {i}": 1} for i in range(65)],
+            "more than 64 unknown",
+        ),
+        ("/v1/vote", "candidates", [{"text": "x", f"key {i}": 1} for i in range(65)], "more than 64 unknown"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_more_pieces_than_are_looked_through(client: Client, path: str, key: str, pieces: list, words: str) -> None:
+    """A body of sixteen mebibytes of small messages once took eight seconds to check, in which no other request got on."""
+    error = refused(client.post(path, {key: pieces}), 400)
+    assert words in error["message"]
+    assert error["param"] == key
+
+
+def test_an_unknown_field_of_every_message_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 64 unknown fields of each message was once compared with all that there are."""
+    compared, compare = [], schemas.difflib.get_close_matches
+    monkeypatch.setattr(
+        schemas.difflib,
+        "get_close_matches",
+        lambda key, *rest, **how: compared.append(key) or compare(key, *rest, **how),
+    )
+    message = {"role": "user", "content": [{"type": "text", "text": "x", "once in a part": 1}], "once in a message": 1}
+    request = ChatRequest.model_validate({"messages": [message] * 100})
+    assert sorted(compared) == ["once in a message", "once in a part"]
+    assert request.ignored()[-2:] == ["messages[99].'once in a message'", "messages[99].content[0].'once in a part'"]
 
 
 @pytest.mark.parametrize("deep", [2, 300, 700, 950])

@@ -1,7 +1,12 @@
 """POST /v1/completions: what a reply says, and that a stream says the same."""
 
+import threading
+from typing import Any
+
 import pytest
 from fake_engine import EOS, Client, FakeEngine, says
+
+from quietserve.server.choices import CompletionWriter
 
 
 def test_a_reply_has_the_shape_clients_know(client: Client) -> None:
@@ -190,3 +195,21 @@ def test_the_seed_decides_and_only_the_seed(client: Client, engine: FakeEngine) 
     assert texts(n=1) != texts(n=1)
     seeds = [ticket.attempt.params.seed for ticket in engine.tickets]
     assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+@pytest.mark.parametrize("asked", [{}, {"best_of": 2, "stream": True}])
+def test_a_long_reply_is_written_on_a_thread(
+    client: Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """What there is to tell of thousands of tokens once took seconds, in which no other request got an answer."""
+    threads, choice, on_loop = [], CompletionWriter._choice, []
+    monkeypatch.setattr(
+        CompletionWriter, "_choice", lambda *told: threads.append(threading.current_thread()) or choice(*told)
+    )
+    engine.max_model_len = 1000
+    for length in (10, 300):
+        engine.answer = says("x" * length)
+        client.complete(logprobs=2, max_tokens=400, **asked)
+        on_loop.append(all(thread is threading.main_thread() for thread in threads))
+        threads.clear()
+    assert on_loop == [True, False]

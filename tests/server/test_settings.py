@@ -121,6 +121,14 @@ def test_check_config_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
     assert (out, err) == ("", "quietserve check-config: argument --port: 'x' is not a whole number\n")
 
 
+@pytest.mark.parametrize("none", ["0", "0.0", "-0"])
+def test_no_time_at_all_is_no_limit_to_set(none: str) -> None:
+    """Meant as no limit, it once made a server that refuses every request for having taken too long."""
+    with pytest.raises(SettingsError, match=f"argument --request-timeout: {none} would .* left out there is no limit"):
+        settings("--request-timeout", none)
+    assert settings("--shutdown-timeout", none).shutdown_timeout == 0
+
+
 def test_kubernetes_addresses_are_not_settings() -> None:
     """Every pod of a namespace with a service called quietserve has these variables; vLLM is known to trip over its own."""
     links = {
