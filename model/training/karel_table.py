@@ -77,14 +77,15 @@ def r_squared(run: dict[str, Any], content: str) -> float:
 def phases(evaluations: Sequence[dict[str, Any]]) -> tuple[int, int]:
     """The steps at which babbling ends, and syntax.
 
-    A model babbles while one program makes up `BABBLES` of all that it writes; what it writes has meaning once `MEANS` of its
-    highest accuracy is reached; in between it has learned what programs look like.
+    A model babbles until one program makes up `BABBLES` of all that it writes for the last time; what it writes has meaning
+    once it does not babble and `MEANS` of its highest accuracy is reached; in between it has learned what programs look like.
     """
-    highest = max(line["accuracy"] for line in evaluations)
-    last = evaluations[-1]["step"]
-    meaning = next((line["step"] for line in evaluations if line["accuracy"] >= MEANS * highest), last)
-    varied = (line["step"] for line in evaluations if line["step"] > 0 and line["top"] < BABBLES)
-    return min(next(varied, last), meaning), meaning
+    enough = MEANS * max(line["accuracy"] for line in evaluations)
+    steps, last = [line["step"] for line in evaluations], evaluations[-1]["step"]
+    babbled = max((line["step"] for line in evaluations if line["top"] >= BABBLES), default=0)
+    varied = next((step for step in steps if step > babbled), last)
+    right = next(line["step"] for line in evaluations if line["accuracy"] >= enough)
+    return varied, max(varied, right)
 
 
 def _accuracy(cell: dict[str, Any]) -> float:

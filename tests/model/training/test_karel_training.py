@@ -384,6 +384,8 @@ def line(step: int, accuracy: float, top: float) -> dict[str, float]:
 def test_phases_and_the_fit() -> None:
     lines = [line(0, 0.05, 0.1), line(1, 0.1, 0.9), line(2, 0.2, 0.4), line(3, 0.4, 0.1), line(4, 0.9, 0.05)]
     assert phases(lines) == (2, 3)
+    begun = [line(0, 0.05, 0.1), line(1, 0.1, 0.3), line(2, 0.2, 0.98), line(3, 0.3, 0.6), line(4, 0.5, 0.2)]
+    assert phases(begun) == (4, 4), "what is varied before the babbling is noise, and not its end"
     probes = [{"step": n, "probes": {"content": content}} for n, content in enumerate([0.9, 0.5, 0.7, 1.1, 2.1])]
     assert r_squared({"evaluations": lines, "over_training": probes[1:]}, "content") == pytest.approx(1.0)
     assert r_squared({"evaluations": lines, "over_training": probes}, "content") < 0.9, "the first is off the line"
