@@ -8,7 +8,7 @@ from typing import Any
 from .loop import DivergedError
 
 UPDATES = 20  # that are looked at together: one batch may be hard
-SHARE, SLACK = 1.25, 0.1  # of ten runs that came out well, the worst rose to 1.25 times its lowest and 0.05 nats
+SHARE, SLACK = 1.25, 0.1  # of eight runs that came out well, the worst rose to 1.25 times its lowest and 0.05 nats
 
 
 class Watch:

@@ -11,6 +11,7 @@ from typing import Any
 from ...sampling import hash_key
 from ...voting import Candidate, Entry, Strategy, judge, vote
 from ..episodes import Turn
+from ..loop import progress_bar
 from ..tasks.item import Item
 from .corrected import make_player, mean_of
 from .evaluation import Evaluation, Measured
@@ -57,7 +58,8 @@ def _attempt(evaluation: Evaluation, items: Sequence[Item], depth: int, pairs: i
     prompts = player.prompts(items)
     firsts: list[Round] = []
     seconds: list[Round] = []
-    for sample in range(2 * pairs):
+    told = progress_bar(iterable=range(2 * pairs), desc=f"votes at depth {depth}", unit="answer", leave=False)
+    for sample in told:  # a depth may take half an hour
         seeds = [hash_key(evaluation.seed, number, sample) for number in range(len(items))]
         if sample >= pairs:
             firsts.append(_judge(evaluation, items, prompts, player.begin(items, seeds, model)))

@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from ... import checkpoint
 from ...checkpoint import Loaded
 from ...ranker import load_ranker
 from ...thoughts import Choose
 from ..arguments import run
-from ..loop import write_aside
+from ..loop import progress_bar, write_aside
 from ..tasks import EVERY, FAMILIES
 from ..tasks.files import read_items
 from ..tasks.item import Item, Wording
@@ -144,7 +143,7 @@ def _measure(
             runs.append((name, PERPLEXITY, perplexity.measure(evaluation, documents, depths)))
     runs += [(name, PERPLEXITY, perplexity.measure(evaluation, windows, depths)) for name, windows in texts.items()]
     report: dict[str, dict[str, Any]] = {name: {} for name, _, _ in runs}
-    with tqdm(total=len(runs) * len(depths), unit="cell", file=sys.stderr, leave=False) as bar:
+    with progress_bar(total=len(runs) * len(depths), unit="cell", leave=False) as bar:
         for name, metric, cells in runs:
             report[name][metric] = _compare(cells, evaluation.seed, bar)
     return report
