@@ -5,11 +5,9 @@ The ratio of a way is its tokens a second over those without a probe, in the sam
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,7 +19,7 @@ from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
 from ..probe import Probe, ProbeNet, probe_config
-from . import machine, shapes
+from . import machine, outcome, shapes
 
 COUNTS = (0, 1, 4)  # probes
 WIDTHS = ((256,), (), (256, 1024), (256,))  # of each one's hidden layers
@@ -32,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
     try:
-        found = {"command": [str(arg) for arg in (sys.argv[1:] if argv is None else argv)], **measure(args)}
+        outcome.check_flags(args)
+        found = {"command": outcome.command(argv), **measure(args)}
     except ValueError as error:
         print(f"probes: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    cells = {f"{count} probes": cell for count, cell in found["probes"].items()}
+    spans = {name: (cell["spread"][0], cell["ratio"], cell["spread"][1]) for name, cell in cells.items()}
+    outcome.write(found, spans, "tokens a second over those without a probe", args)
     return 0
 
 
@@ -110,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=64, help="of an answer (%(default)s)")
     add("--depth", type=int, default=0, help="of thoughts (%(default)s)")
     add("--rounds", type=int, default=5, help="repetitions that count (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the result here")
+    outcome.add_flags(parser)
     return parser
 
 

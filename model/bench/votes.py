@@ -9,7 +9,6 @@ All give the same texts, which is checked. The ratio of a way is the time that i
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from ..cache import Cache
 from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
-from . import machine
+from . import machine, outcome
 
 WAYS = ("together, shared", "together, apart", "in turn, shared", "in turn, apart")
 
@@ -36,15 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
     try:
+        outcome.check_flags(args)
         loaded = checkpoint.load(args.model)
         loaded.model.speed_up()
-        found = {"command": [str(arg) for arg in (sys.argv[1:] if argv is None else argv)], **measure(loaded, args)}
+        found = {"command": outcome.command(argv), **measure(loaded, args)}
     except (ValueError, OSError) as error:
         print(f"votes: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    walls = {way: cell["wall"] for way, cell in found["ways"].items()}
+    spans = {way: (wall["spread"][0], wall["ratio"], wall["spread"][1]) for way, wall in walls.items()}
+    outcome.write(found, spans, f"time over that of {WAYS[0]}", args)
     return 0
 
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=32, help="of an answer (%(default)s)")
     add("--depth", type=int, default=0, help="of thoughts (%(default)s)")
     add("--rounds", type=int, default=5, help="repetitions that count (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the result here")
+    outcome.add_flags(parser)
     return parser
 
 

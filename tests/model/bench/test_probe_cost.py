@@ -24,8 +24,9 @@ def shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_number_of_probes_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "probes.json"
-    assert probes.main([*FLAGS, "--json", str(file)]) == 0
+    file, picture = tmp_path / "probes.json", tmp_path / "probes.png"
+    assert probes.main([*FLAGS, "--json", str(file), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(file.read_text())
     assert json.loads(capsys.readouterr().out) == found
     assert list(found["probes"]) == ["0", "1", "4"]

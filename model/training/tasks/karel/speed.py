@@ -4,33 +4,38 @@
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 
-from ....bench import machine
+from ....bench import machine, outcome
 from .interpreter import run
 from .synthesis import FAMILIES, Synthesis, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command: 0 when all is measured, 2 where what was found could not be written."""
     args = _parser().parse_args(argv)
+    try:
+        outcome.check_flags(args)
+    except ValueError as error:
+        print(f"speed: {error}", file=sys.stderr)
+        return 2
     found = {
-        "command": [str(arg) for arg in (sys.argv[1:] if argv is None else argv)],
+        "command": outcome.command(argv),
         "machine": machine.describe(1),
         "programs": args.programs,
         "rounds": args.rounds,
         "prompts_per_second": {name: measure(family, args) for name, family in FAMILIES.items()},
     }
-    print(json.dumps(found, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    speeds = {
+        f"{name}: {way}": cell for name, ways in found["prompts_per_second"].items() for way, cell in ways.items()
+    }
+    spans = {name: (cell["least"], cell["median"], cell["most"]) for name, cell in speeds.items()}
+    outcome.write(found, spans, "prompts a second", args)
     return 0
 
 
@@ -56,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--programs", type=int, default=4000, help="at once (%(default)s)")
     add("--rounds", type=int, default=15, help="repetitions that count (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the result here")
+    outcome.add_flags(parser)
     return parser
 
 
