@@ -112,7 +112,7 @@ class Client(Carrier):
         return self._send(detokenize_call(ids, params))
 
     def vote(self, candidates: Sequence[str | Mapping[str, Any]], **params: Any) -> Voting:
-        """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
+        """How answers vote that you have: texts, or mappings with a `text` and its `logprob`, `mean_logprob` or `score`."""
         return self._send(vote_call(candidates, params))
 
     def score(self, question: str | Sequence[Message], candidates: Sequence[str], **params: Any) -> tuple[float, ...]:
@@ -178,7 +178,7 @@ class AsyncClient(AsyncCarrier):
         return await self._send(detokenize_call(ids, params))
 
     async def vote(self, candidates: Sequence[str | Mapping[str, Any]], **params: Any) -> Voting:
-        """How answers vote that you have: texts, or mappings with a `text` and its `logprob` or `score`."""
+        """How answers vote that you have: texts, or mappings with a `text` and its `logprob`, `mean_logprob` or `score`."""
         return await self._send(vote_call(candidates, params))
 
     async def score(

@@ -25,7 +25,7 @@ NUMBER = re.compile(
 )
 _MARKED = re.compile(rf"{MARK}\s*({NUMBER.pattern})")
 _VALUE = re.compile(
-    rf"(?P<sign>[-+]?) ?\$?(?:(?P<whole>\d+) (?P<part>\d+/\d+)|(?P<plain>{_DIGITS}?(?:\.\d+)?(?:/\d+)?))\.?"
+    rf"(?P<sign>[-+]?) ?\$?(?:(?P<whole>\d+) (?P<part>\d+/\d+)|(?P<plain>{_DIGITS}?(?:\.\d+)?(?:/\d+|[eE][-+]?\d{{1,3}})?))\.?"
 )
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")

@@ -146,7 +146,7 @@ class StatesJudge(nn.Module):
 
     def _read(self, entry: Entry) -> tuple[list[int], int]:
         """Ids, and where the answer begins: of what is too long, the end."""
-        answer = self._tokens.encode(entry.text, special=False) or [min(self._tokens.eos_ids, default=0)]
+        answer = self._tokens.encode_written(entry.text) or [min(self._tokens.eos_ids, default=0)]
         ids = [*entry.prompt, *answer][-self._lm[0].backbone.max_positions :]
         return ids, max(0, len(ids) - len(answer))
 
@@ -250,13 +250,15 @@ def load_ranker(path: Path | str, loaded: Loaded) -> Ranker:
 
 
 def load_classifier(source: Path | str, tokens: Tokens, num_labels: int | None = None) -> ClassifierJudge:
-    """A model for sequence classification, from a folder or the hub; `num_labels` gives it a head of so many outputs.
+    """A model for sequence classification, from a folder or the hub.
 
-    Raises CheckpointError.
+    With `num_labels` it is one to train: in float32, whatever its file has, as small steps are lost in 16 bits, and with a head of so
+    many outputs, a new one where its own has another number. Raises CheckpointError.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    shape = {} if num_labels is None else {"num_labels": num_labels}
+    new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    shape: dict[str, Any] = {} if num_labels is None else new_head
     try:
         with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(source)

@@ -65,6 +65,13 @@ class Tokens:
             raise PromptError("the text contains half of a surrogate pair, which is no character")
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
+    def encode_written(self, text: str) -> list[int]:
+        """Ids of what a model wrote. A marker's name that it spelled out has no ids: the marker's own would mean a thought."""
+        while spelled := [name for name in self.markers if name in text]:
+            for name in spelled:
+                text = text.replace(name, "")
+        return self.encode(text, special=False)
+
     def least(self, text: str) -> int:
         """Tokens that it has at the least, however it is read; it is not read to know."""
         return -(-len(text) // self._most_characters) if self._most_characters else 0

@@ -125,6 +125,7 @@ class SampleReply(BaseModel):
     text: str
     finish_reason: FinishReason
     num_tokens: int
+    logprob: float | None  # of all its tokens
     mean_logprob: float | None
     score: float | None = None
 

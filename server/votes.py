@@ -46,20 +46,25 @@ def count(body: VoteRequest) -> VotingReply:
     for index, told in enumerate(body.candidates):
         found = find(told.text)
         logprob = -math.inf if told.logprob is None else told.logprob
+        likely = logprob if told.mean_logprob is None else told.mean_logprob
         answer = None if found is None else normalise(found)
-        candidates.append(Candidate(index, answer, logprob, logprob, told.score or 0.0))
+        candidates.append(Candidate(index, answer, logprob, likely, told.score or 0.0))
     return describe_verdict(vote(candidates, body.voting), body.voting)
 
 
 def _sample(ballot: Ballot, voting: Voting, candidate: Candidate) -> SampleReply:
     answer = ballot.answers[candidate.index]
-    likely = candidate.mean_logprob
     return SampleReply(
         index=candidate.index,
         answer=candidate.answer,
         text=answer.text,
         finish_reason=answer.finish_reason,  # type: ignore[arg-type]
         num_tokens=len(answer.tokens),
-        mean_logprob=likely if math.isfinite(likely) else None,
+        logprob=_finite(candidate.logprob),
+        mean_logprob=_finite(candidate.mean_logprob),
         **({"score": candidate.score} if voting.ranker else {}),
     )
+
+
+def _finite(logprob: float) -> float | None:
+    return logprob if math.isfinite(logprob) else None

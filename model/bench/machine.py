@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ def describe(num_threads: int, device: str = "cpu") -> dict[str, Any]:
         "threads": num_threads,
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "xllamacpp": version("xllamacpp") if has_llama else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing import available, open_pyplot
+from . import machine
 
 Span = tuple[float, float, float]
 """The least, the median and the most of a figure's rounds."""
@@ -38,9 +39,11 @@ def write(found: Mapping[str, Any], spans: Mapping[str, Span], unit: str, args: 
         plot(spans, unit, args.plot)
 
 
-def command(argv: Sequence[str] | None) -> list[str]:
-    """The flags of this run, as they are kept in its result."""
-    return [str(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+def describe(parser: argparse.ArgumentParser, argv: Sequence[str] | None, args: argparse.Namespace) -> dict[str, Any]:
+    """The head of a result: the command as it was given, every setting that it came to, and what it ran on (one thread)."""
+    flags = [str(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot", "model")}
+    return {"command": " ".join([parser.prog, *flags]), "settings": settings, "machine": machine.describe(1)}
 
 
 def plot(spans: Mapping[str, Span], unit: str, file: Path) -> None:

@@ -19,7 +19,7 @@ from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
 from ..probe import Probe, ProbeNet, probe_config
-from . import machine, outcome, shapes
+from . import outcome, shapes
 
 COUNTS = (0, 1, 4)  # probes
 WIDTHS = ((256,), (), (256, 1024), (256,))  # of each one's hidden layers
@@ -27,11 +27,12 @@ WIDTHS = ((256,), (), (256, 1024), (256,))  # of each one's hidden layers
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 when all is measured, 2 where texts differ."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
         outcome.check_flags(args)
-        found = {"command": outcome.command(argv), **measure(args)}
+        found = {**outcome.describe(parser, argv, args), **measure(args)}
     except ValueError as error:
         print(f"probes: {error}", file=sys.stderr)
         return 2
@@ -51,7 +52,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if len({tuple(texts) for texts, _ in timed.values()}) > 1:
             raise ValueError("two ways gave different texts")
         rounds.append({count: speed for count, (_, speed) in timed.items()})
-    return {"machine": machine.describe(1), "rounds": args.rounds, "probes": _ratios(rounds[1:])}
+    return {"probes": _ratios(rounds[1:])}
 
 
 class Draw:

@@ -25,20 +25,21 @@ from ..cache import Cache
 from ..checkpoint import Loaded
 from ..config import SamplingParams
 from ..decode import Decoder, generate
-from . import machine, outcome
+from . import outcome
 
 WAYS = ("together, shared", "together, apart", "in turn, shared", "in turn, apart")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 when all is measured, 2 for a model that cannot be read or texts that do not fit."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
         outcome.check_flags(args)
         loaded = checkpoint.load(args.model)
         loaded.model.speed_up()
-        found = {"command": outcome.command(argv), **measure(loaded, args)}
+        found = {**outcome.describe(parser, argv, args), **measure(loaded, args)}
     except (ValueError, OSError) as error:
         print(f"votes: {error}", file=sys.stderr)
         return 2
@@ -64,7 +65,7 @@ def measure(loaded: Loaded, args: argparse.Namespace) -> dict[str, Any]:
         if len({tuple(texts) for texts, *_ in timed.values()}) > 1:
             raise ValueError("two ways gave different texts")
         rounds.append({way: times for way, (_, *times) in timed.items()})  # type: ignore[misc]
-    return {"machine": machine.describe(1), "rounds": args.rounds, "ways": _ratios(rounds[1:])}
+    return {"ways": _ratios(rounds[1:])}
 
 
 class Draw:

@@ -40,6 +40,11 @@ def run(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], No
     return 0
 
 
+def handed_on(args: argparse.Namespace) -> list[str]:
+    """Flags that a study gives to each of its commands: they go on where they were killed, and take as many threads as it may."""
+    return ["--resume", "--threads", str(args.threads)]
+
+
 def once(folder: Path, main: Callable[[list[str]], int], argv: list[str]) -> None:
     """Run a command that writes a checkpoint, unless it is there; leave with its code where it fails."""
     if not (folder / CONFIG).exists() and (code := main(argv)):

@@ -3,6 +3,7 @@
 Every step seeds itself from (seed, step), so a state is the weights, the optimizer, the place in the data and one number.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -265,6 +266,11 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch says the second of a full disk
         aside.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}; what was there is whole") from error
+
+
+def digest(file: Path) -> str:
+    """What tells a file from others in a recipe, wherever it lies."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def seed_everything(seed: int, step: int) -> None:

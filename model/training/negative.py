@@ -14,7 +14,6 @@ what is left is served as it is; `nat` and the two like it leave `integration.js
 """
 
 import argparse
-import hashlib
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,7 @@ from .integration import (
     shuffle_negative,
 )
 from .lessons import Deck, Draw, Lesson, Text, Texts, by_question, pair
-from .loop import STATE_FILE, LoopConfig
+from .loop import STATE_FILE, LoopConfig, digest
 from .lora import Lora
 from .negative_trainer import NegativeTrainer, Objective, StageConfig
 from .processes import Processes
@@ -131,7 +130,7 @@ def train(args: argparse.Namespace) -> None:
     texts = Texts(loaded.tokens, asked, loaded.model.backbone.max_positions)
     if args.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
-    known = recipe(args) | {"data": _digest(args.data / SAMPLES), "teacher": None}
+    known = recipe(args) | {"data": digest(args.data / SAMPLES), "teacher": None}
     material = Material(args, loaded, asked, texts, processes, known)
     if args.arm in INTEGRATED:
         _train_integrated(material)
@@ -170,7 +169,7 @@ def _train_plain(material: Material) -> None:
         print(f"adapters of rank {lora.rank} have as many parameters as the second stage of nat", file=sys.stderr)
     if args.arm in STUDENTS:
         teacher = _load_teacher(material)
-        material = replace(material, recipe=material.recipe | {"teacher": _digest(args.teacher / TENSORS)})
+        material = replace(material, recipe=material.recipe | {"teacher": digest(args.teacher / TENSORS)})
         objective, draw = losses.Calibration(loaded.model, teacher.model), _from_teacher(material, teacher)
     else:
         objective, draw = _objective(material), _lessons(material)
@@ -232,7 +231,7 @@ def _from_teacher(material: Material, teacher: Loaded) -> Draw:
     args, texts = material.args, material.texts
     source = f"{material.recipe['data']}/{material.recipe['teacher']}"
     wanted = OwnDraw(args.own_samples, args.own_temperature, args.seed, source, args.at_once)
-    own = own_texts(teacher, material.asked, texts, wanted, args.out)
+    own = own_texts(teacher, material.asked, texts, wanted, args.out, args.resume)
     told = weighed(teacher.model, [*texts.right, *own], args.batch)
     if args.arm == "nce-constant":
         beta = mean(text.beta for text in told) if args.beta is None else args.beta
@@ -252,11 +251,6 @@ def shuffle_betas(texts: Sequence[Text], rng: random.Random) -> list[Lesson]:
 
 def _lora(args: argparse.Namespace) -> Lora:
     return Lora(args.lora, args.lora_alpha, tuple(args.lora_targets), args.lora_dropout)
-
-
-def _digest(file: Path) -> str:
-    """What tells a file from others, wherever it lies."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _check(args: argparse.Namespace) -> None:

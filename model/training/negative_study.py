@@ -19,7 +19,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..checkpoint_folder import CONFIG
 from . import negative, negative_plot, sample
-from .arguments import check_study, claim, drop_flags, require_distinct, run
+from .arguments import check_study, claim, drop_flags, handed_on, require_distinct, run
 from .evaluation import generated, majority
 from .evaluation.evaluate import library_versions
 from .evaluation.evaluation import Evaluation
@@ -104,7 +104,7 @@ def _draw(args: argparse.Namespace, seed: int) -> None:
     folder = _data(args, seed)
     if (folder / NEGATIVE).exists():
         return
-    flags = ["--model", _of_seed(args.teacher, seed), "--out", str(folder), "--seed", str(seed), "--resume"]
+    flags = ["--model", _of_seed(args.teacher, seed), "--out", str(folder), "--seed", str(seed), *handed_on(args)]
     _do(sample.main([*flags, "--tasks", *args.families, *args.sample.split()]))
 
 
@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, arm: str, seed: int) -> None:
     if arm in negative.STUDENTS:
         _train(args, "nat", seed)
         flags += ["--teacher", str(_folder(args, "nat", seed))]
-    _do(negative.main([*flags, "--seed", str(seed), "--resume", *flags_of(arm, args.negative)]))
+    _do(negative.main([*flags, "--seed", str(seed), *handed_on(args), *flags_of(arm, args.negative)]))
 
 
 def flags_of(arm: str, written: str) -> list[str]:

@@ -33,13 +33,14 @@ from ..ranker import (
 )
 from ..voting import Entry
 from .arguments import require, require_least, run
-from .loop import Loop, LoopConfig, decay_linearly, make_optimizer, step_rng
+from .loop import Loop, LoopConfig, decay_linearly, digest, make_optimizer, step_rng
 from .processes import Processes
 from .ranking import calibration_error, fit_calibration, pairwise
-from .samples import Asked, Sample, read_samples
+from .samples import SAMPLES, Asked, Sample, read_samples
 
 LOSSES = ("bce", "cubic")
 KNOBS = {"width": 64, "layers": 2, "heads": 4}  # of the encoder on the states; what they are if not given
+RATES = {"states": 1e-3, "classifier": 5e-5}  # --lr if not given: all weights of a trained model move less
 SETTINGS = ("kind", "classifier", "loss", "steps", "batch", "lr", "warmup", "weight_decay", "held", "seed")
 
 
@@ -58,7 +59,8 @@ def train(args: argparse.Namespace) -> None:
         [one for folder in args.data for one in read_samples(folder)], args.held, args.seed
     )
     judge, config = _judge(args, loaded)
-    recipe = {name: str(getattr(args, name)) for name in (*SETTINGS, "model", "data", *KNOBS)}
+    recipe = {name: str(getattr(args, name)) for name in (*SETTINGS, "model", *KNOBS)}
+    recipe["data"] = " ".join(digest(folder / SAMPLES) for folder in args.data)
     loop = Loop(
         judge.train(),
         make_optimizer(judge, args.weight_decay),
@@ -73,10 +75,14 @@ def train(args: argparse.Namespace) -> None:
     loop.run(Lessons(judge, loaded, learned, args).take)
     config = calibrate(judge.eval(), config, loaded, fitted, measured)
     save_ranker(args.out, config, judge)
-    said = config.measured
-    print(
-        f"pairwise accuracy {said['pairwise']['value']:.3f} {said['pairwise']['ci95']}, calibration error {said['ece']:.3f}"
-    )
+    print(_told(config.measured))
+
+
+def _told(measured: dict[str, Any]) -> str:
+    pairwise, error = measured["pairwise"], f"calibration error {measured['ece']:.3f}"
+    if pairwise["value"] is None:
+        return f"no measured question has both a right and a wrong answer, so there are no pairs to judge by; {error}"
+    return f"pairwise accuracy {pairwise['value']:.3f} {pairwise['ci95']}, {error}"
 
 
 def split(asked: Sequence[Asked], held: float, seed: int) -> tuple[list[Asked], list[Asked], list[Asked]]:
@@ -115,8 +121,10 @@ class Lessons:
         self._judge, self._loaded, self._args = judge, loaded, args
         self._answers = [(one, sample) for one in asked for sample in [*one.right, *one.wrong]]
         self._pairs = [one for one in asked if one.right and one.wrong]
-        if not self._pairs:
-            raise ValueError("no question has both a right and a wrong answer; draw more samples")
+        if args.loss == "cubic" and not self._pairs:
+            raise ValueError(
+                "--loss cubic learns from pairs, and no question has both a right and a wrong answer: draw more samples, or use bce"
+            )
 
     def take(self, step: int) -> dict[str, float]:
         """Leave a step's gradients."""
@@ -184,6 +192,8 @@ def _check(args: argparse.Namespace) -> None:
         require(args, name, value is None or args.kind == "states", f"left out: the kind is {args.kind}")
         if value is None:
             setattr(args, name, usual)
+    if args.lr is None:
+        args.lr = RATES[args.kind]
     require_least(args, 1, "steps", "batch", "threads", "save_every", "width", "heads")
     require_least(args, 0, "layers", "warmup", "weight_decay")
     require(args, "lr", args.lr > 0, "above 0")
@@ -207,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--heads", type=int, help=f"of it ({KNOBS['heads']})")
     add("--steps", type=int, default=1000, help="updates (%(default)s)")
     add("--batch", type=int, default=64, help="answers an update (%(default)s)")
-    add("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
+    add(
+        "--lr", type=float, help=f"highest learning rate ({RATES['states']:g}; of a classifier {RATES['classifier']:g})"
+    )
     add("--warmup", type=int, default=50, help="updates of warm-up (%(default)s)")
     add("--weight-decay", type=float, default=0.01, help="of matrices (%(default)s)")
     add("--held", type=float, default=0.1, help="share of questions to calibrate and to measure with (%(default)s)")

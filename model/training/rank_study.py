@@ -18,7 +18,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..ranker import CONFIG, Ranker, load_ranker
 from . import rank, rank_plot, sample
-from .arguments import check_study, claim, drop_flags, require, require_distinct, require_least, run
+from .arguments import check_study, claim, drop_flags, handed_on, require, require_distinct, require_least, run
 from .evaluation.evaluate import library_versions
 from .loop import progress_bar, write_aside
 from .rank_table import markdown
@@ -53,7 +53,7 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         model = args.models[seed % len(args.models)]
-        flags = ["--model", str(model), "--tasks", *args.tasks, *args.sample.split()]
+        flags = ["--model", str(model), "--tasks", *args.tasks, *handed_on(args), *args.sample.split()]
         learned = [*flags, "--samples", str(args.learned_samples)]
         _draw(args.out / f"learned-{seed}", args.questions, learned, seed)
         fresh = [*flags, "--samples", str(SIZES[-1]), "--held-out"]
@@ -83,7 +83,7 @@ def _draw(folder: Path, number: int, flags: list[str], seed: int) -> None:
     """Answers to so many questions or more, unless they are there; where there are fewer, those stay the first ones."""
     if (folder / NEGATIVE).exists() and num_questions(folder) >= number:
         return
-    if code := sample.main(["--out", str(folder), "--seed", str(seed), "--resume", *flags, "--n", str(number)]):
+    if code := sample.main(["--out", str(folder), "--seed", str(seed), *flags, "--n", str(number)]):
         raise SystemExit(code)
 
 
@@ -95,7 +95,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, model: Path) -> None
     if not (folder / CONFIG).exists():
         flags = ["--model", str(model), "--data", str(args.out / f"learned-{seed}"), "--out", str(folder)]
         given = drop_flags(args.ranker, rank.KNOBS if "classifier" in ROWS[row] else ())  # it has no encoder
-        flags += ["--seed", str(seed), "--resume", *given, *ROWS[row]]
+        flags += ["--seed", str(seed), *handed_on(args), *given, *ROWS[row]]
         if code := rank.main(flags):
             raise SystemExit(code)
     loaded = checkpoint.load(model, "float32")

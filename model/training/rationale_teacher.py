@@ -33,10 +33,17 @@ class OwnDraw:
     at_once: int = 128  # answers
 
 
-def own_texts(teacher: Loaded, asked: Sequence[Asked], texts: Texts, draw: OwnDraw, folder: Path) -> list[Text]:
-    """The teacher's right answers; read from the folder where the same ones were drawn before."""
+def own_texts(
+    teacher: Loaded, asked: Sequence[Asked], texts: Texts, draw: OwnDraw, folder: Path, resume: bool = False
+) -> list[Text]:
+    """The teacher's right answers; read from the folder where the same ones were drawn before.
+
+    Raises ValueError where a run that is resumed began with others.
+    """
     file, settings = folder / OWN, {k: v for k, v in asdict(draw).items() if k != "at_once"}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    if resume and lines and (differing := [k for k, v in json.loads(lines[0]).items() if settings.get(k) != v]):
+        raise ValueError(f"{file} was drawn with another {', '.join(differing)}; use another folder")
     if not lines or json.loads(lines[0]) != settings:
         lines = [json.dumps(settings), *_draw(teacher, asked, texts, draw)]
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,8 @@ class ServedSampler:
             seed = hash_key(self.seed, number, len(drawn)) % 2**31
             n = min(MOST_AT_ONCE, count - len(drawn))
             reply = self.client.complete(prompt, n=n, logprobs=0, seed=seed, **self.params)
+            if any(choice.text and not choice.logprobs for choice in reply.choices):
+                raise ValueError("the server sends no log-probabilities of its tokens (`logprobs`), which samples hold")
             drawn += [
                 Drawn(choice.text, [token.logprob or 0.0 for token in choice.logprobs]) for choice in reply.choices
             ]

@@ -19,7 +19,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..correction import INSTRUCTION, CorrectionConfig
 from . import attempts, score, score_plot
-from .arguments import check_study, claim, once, run
+from .arguments import check_study, claim, handed_on, once, run
 from .evaluation.evaluate import evaluate, library_versions
 from .loop import LOG_FILE, write_aside
 from .score_table import markdown
@@ -44,7 +44,7 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         base = args.out / f"base-{seed}"
-        flags = ["--out", str(base), "--seed", str(seed), "--families", args.task, "--resume"]
+        flags = ["--out", str(base), "--seed", str(seed), "--families", args.task, *handed_on(args)]
         once(base, attempts.main, [*flags, *args.attempts.split()])
         for row in args.rows:
             _run_row(args, row, seed, base)
@@ -78,7 +78,7 @@ def _run_row(args: argparse.Namespace, row: str, seed: int, base: Path) -> None:
         return
     if row in score.ARMS:
         flags = ["--base", str(base), "--out", str(folder), "--arm", row, "--seed", str(seed), "--tasks", args.task]
-        once(folder, score.main, [*flags, "--log-every", "5", "--resume", *args.score.split()])
+        once(folder, score.main, [*flags, "--log-every", "5", *handed_on(args), *args.score.split()])
     loaded = checkpoint.load(folder if row in score.ARMS else base)
     report |= {"history": _history(folder) if row in LEARNING else [], **_measure(args, loaded, row)}
     file.parent.mkdir(parents=True, exist_ok=True)

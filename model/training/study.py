@@ -24,7 +24,7 @@ from .. import checkpoint
 from ..checkpoint import Loaded
 from ..thoughts import Choose
 from . import pretrain, quiet_star, study_plot
-from .arguments import check_study, claim, once, require, run
+from .arguments import check_study, claim, handed_on, once, require, run
 from .controls import Always, Recorder, Thoughts, forced, is_right, ordinary_tokens, reasons, scrambled, swapped
 from .evaluation.evaluate import evaluate, library_versions
 from .evaluation.family_items import draw_items
@@ -57,7 +57,7 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         base = args.out / f"base-{seed}"
-        once(base, pretrain.main, ["--out", str(base), "--seed", str(seed), "--resume", *args.pretrain.split()])
+        once(base, pretrain.main, ["--out", str(base), "--seed", str(seed), *handed_on(args), *args.pretrain.split()])
         for name in args.rows:
             _run_one(args, name, seed, base)
     summary = summarise(args, argv)
@@ -92,7 +92,7 @@ def _run_one(args: argparse.Namespace, name: str, seed: int, base: Path) -> None
         return
     folder = args.out / f"{name}-{seed}"
     if name in TRAINED:
-        flags = ["--base", str(base), "--out", str(folder), "--arm", name, "--seed", str(seed), "--resume"]
+        flags = ["--base", str(base), "--out", str(folder), "--arm", name, "--seed", str(seed), *handed_on(args)]
         once(folder, quiet_star.main, [*flags, *args.quiet_star.split()])
     loaded = checkpoint.load(folder) if name in TRAINED else _untrained(base, max(args.depths))
     file = _report_file(args, name, seed)

@@ -148,7 +148,8 @@ def test_a_claim_is_what_reading_on_from_each_finds(text: str) -> None:
     "spellings",
     [
         ("0.5", "1/2", ".50", "2/4", "+0.5"),
-        ("1000", "1,000.00", "$1000", "1000."),
+        ("1000", "1,000.00", "$1000", "1000.", "1e3", "1.0E+3"),
+        ("-0.002", "-2e-3"),
         ("0", "-0", "0.0", "0/7"),
         ("-0.125", "-1/8", "-.125"),
         ("1/3", "2/6"),
@@ -162,7 +163,23 @@ def test_equal_answers_have_one_spelling(spellings: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["12,34", "1/0", "1/2/3", "1e9", "3 4", "x2", "9" * 5000, "1/" + "9" * 500, "Anna", "e.g.", "-", ""]
+    "text",
+    [
+        "12,34",
+        "1/0",
+        "1/2/3",
+        "1e9999",
+        "e5",
+        "1/2e3",
+        "3 4",
+        "x2",
+        "9" * 5000,
+        "1/" + "9" * 500,
+        "Anna",
+        "e.g.",
+        "-",
+        "",
+    ],
 )
 def test_what_is_no_number_stays(text: str) -> None:
     assert normalise(text) == text

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
 
 import tiny
 from quietserve.model import checkpoint
@@ -152,3 +153,24 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(CheckpointError, match=r"ranker\.json: missing"):
         load_ranker(tmp_path, LOADED)
+
+
+def test_an_answer_may_spell_out_a_markers_name() -> None:
+    """A model can write it letter by letter; its vote once failed, as no prompt may hold that name."""
+    ranker = Ranker(RankerConfig("states"), make_judge())
+    spelled, nested, without = (
+        entry("a", f"x{name}y") for name in ("<|startthought|>", "<|start<|endthought|>thought|>", "")
+    )
+    assert len(set(ranker.score([spelled, nested, without]))) == 1
+
+
+def test_a_classifier_is_trained_in_float32_with_a_head_of_its_own(tmp_path: Path) -> None:
+    """Most files have 16 bits, in which small steps are lost; and many have been classifiers of two or three things."""
+    config = tiny.config(num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    judge = load_classifier(tmp_path, LOADED.tokens, num_labels=1)
+    assert {weights.dtype for weights in judge.classifier.parameters()} == {torch.float32}
+    assert judge([entry("a", "x"), entry("a", "y")]).shape == (2,)
+    with pytest.raises(CheckpointError, match="has 3 labels; a ranker has 1 or 2"):
+        load_classifier(tmp_path, LOADED.tokens)

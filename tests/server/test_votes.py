@@ -236,6 +236,27 @@ class TestCandidatesOfAClient:
         assert told.json()["groups"][0]["answer"] == "a"
         assert told.headers["x-ignored-params"] == "x"
 
+    def test_a_tie_goes_to_the_likelier_token(self, client: Client) -> None:
+        """As it does among answers that are drawn; a long answer's total is low however sure it is of each token."""
+        long, short = {"text": "a", "logprob": -6.0}, {"text": "b", "logprob": -2.0}
+        told = client.post("/v1/vote", {"candidates": [long, short]}).json()
+        assert (told["groups"][0]["answer"], told["tie"]) == ("b", True), "all that is known"
+        told = client.post("/v1/vote", {"candidates": [long | {"mean_logprob": -0.3}, short | {"mean_logprob": -0.4}]})
+        assert told.json()["groups"][0]["answer"] == "a"
+
+    @pytest.mark.parametrize("voting", ["majority", "likelihood", "ranker"])
+    def test_samples_that_were_returned_vote_again_as_they_did(self, client: Client, voting: str) -> None:
+        """Their total log-probability was not told, so that a vote by likelihood could not be counted again."""
+        asked = (
+            ASKED | {"voting": voting, "return_samples": True} | ({"ranker": "logprob"} if voting == "ranker" else {})
+        )
+        first = client.complete(**asked)["voting"]
+        kept = ("text", "logprob", "mean_logprob", "score")
+        candidates = [{name: one[name] for name in kept if name in one} for one in first["samples"]]
+        body = {"candidates": candidates, "voting": voting, "answer_pattern": ASKED["answer_pattern"]}
+        again = client.post("/v1/vote", body).json()
+        assert again["groups"] == first["groups"]
+
     def test_half_a_character_cannot_vote(self, client: Client) -> None:
         headers = {"content-type": "application/json"}
         reply = client.request("POST", "/v1/vote", content=rb'{"candidates": ["\ud800"]}', headers=headers)

@@ -13,7 +13,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
     """Write a PNG: a picture of each task that voted."""
     pyplot = open_pyplot()
     voted = {name: cells for name, cells in report["tasks"].items() if "budget" in cells}
-    figure, axes = pyplot.subplots(1, len(voted), figsize=(8.5 * len(voted), 5.5), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(voted), figsize=(9.5 * len(voted), 5), squeeze=False, layout="constrained")
     for (name, cells), own in zip(voted.items(), axes[0], strict=True):
         for number, depth in enumerate(map(str, report["depths"])):
             _draw_votes(own, cells["budget"][depth]["curve"], depth, f"C{number}")
@@ -24,8 +24,10 @@ def plot(report: dict[str, Any], file: Path) -> None:
         own.plot(*zip(*(point for _, point in steps), strict=True), color="black", linewidth=0.8)
         own.set(xscale="log", xlabel="generated tokens a problem, hidden ones included", ylabel="accuracy")
         own.set(ylim=(0, 1.02), title=Path(name).name)
+        own.xaxis.set_major_formatter(pyplot.LogFormatter())  # 20, and not 2 x 10^1
+        own.xaxis.set_minor_formatter(pyplot.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         own.grid(alpha=0.3)
-        own.legend(fontsize=7, loc="lower right")
+        own.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(file, dpi=130, format="png")
     pyplot.close(figure)
 

@@ -34,7 +34,9 @@ def read(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def pool(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means of every number; one with an interval has in its place the standard deviation, `sd`, and what it was in `each`.
+    """Means of every number.
+
+    One with an interval has in its place the standard deviation, `sd`, and what it was in `each` report, `each_ci95` beside it.
 
     Raises ValueError for reports that measured different things.
     """
@@ -80,4 +82,4 @@ def _mean(found: Sequence[Any], place: str) -> Any:
 def _spread(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of the number that a cell has its interval for."""
     values = [cell["value"] if "value" in cell else cell["gain"] for cell in cells]
-    return {"sd": statistics.stdev(values), "each": values}
+    return {"sd": statistics.stdev(values), "each": values, "each_ci95": [cell["ci95"] for cell in cells]}

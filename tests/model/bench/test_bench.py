@@ -49,7 +49,16 @@ def test_a_run_gives_rows_and_ratios_of_every_cell(capsys):
     assert bench.main([*GRID, *OURS, "--rounds", "1", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    assert report["machine"].keys() == {"cores", "threads", "device", "cpu", "torch", "transformers", "xllamacpp"}
+    assert report["machine"].keys() == {
+        "cores",
+        "threads",
+        "device",
+        "cpu",
+        "python",
+        "torch",
+        "transformers",
+        "xllamacpp",
+    }
     wanted = {(s, b, d) for b, d in product((1, 2), (0, 2)) for s in (THINKING if d else PLAIN[:2])}
     assert {(row["system"], row["batch"], row["depth"]) for row in report["rows"]} == wanted
     for row in report["rows"]:

@@ -452,7 +452,12 @@ def test_activations_may_be_computed_twice(base: Path, data: Path, tmp_path: Pat
 
 
 def test_a_student_learns_from_its_teachers_own_right_samples(
-    base: Path, data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    data: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Drawn once, and kept."""
     drawn = []
@@ -472,6 +477,10 @@ def test_a_student_learns_from_its_teachers_own_right_samples(
     assert lines == [{"question": n, "text": " so\u2028 --- 2"} for n in (2, 2, 6, 6)], "those whose key is 2"
     assert train(base, data, tmp_path, "nce", *flags, "--resume") == 0
     assert len(drawn) == 1
+    kept = (tmp_path / OWN).read_bytes()
+    assert train(base, data, tmp_path, "nce", *flags, "--own-samples", "3", "--resume") == 2
+    assert (tmp_path / OWN).read_bytes() == kept, "once they were drawn anew, and only then the run was refused"
+    assert "own_samples.jsonl was drawn with another samples; use another folder" in capsys.readouterr().err
 
 
 def test_a_constant_beta_is_given_or_the_mean(base: Path, data: Path, teacher: Path, tmp_path: Path) -> None:

@@ -72,12 +72,13 @@ def test_samples_are_drawn_from_the_teacher(base: Path, tmp_path: Path, monkeypa
         return 2
 
     monkeypatch.setattr(sample, "main", fail)
-    flags = ["--base", str(base), "--teacher", "big-{seed}", "--out", str(tmp_path), "--sample=--n 5"]
+    flags = ["--base", str(base), "--teacher", "big-{seed}", "--out", str(tmp_path), "--sample=--n 5", "--threads", "3"]
     with pytest.raises(SystemExit) as ended:
         negative_study.main([*flags, "--seeds", "3", "--families", "chains", "dial"])
     assert ended.value.code == 2
     [argv] = asked
     assert argv[argv.index("--model") + 1] == "big-3"
+    assert argv[argv.index("--threads") + 1] == "3", "each command once took its own default, and set it for the study"
     assert argv[argv.index("--seed") + 1] == "3"
     assert argv[-5:] == ["--tasks", "chains", "dial", "--n", "5"]
     assert "--resume" in argv

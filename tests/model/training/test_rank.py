@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,34 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert rank.main([*flags, "--out", str(tmp_path / "killed"), "--resume"]) == 0
     whole, killed = ((tmp_path / name / "ranker.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
+
+
+def test_a_run_does_not_go_on_with_other_answers(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With more questions they are split anew, and some to measure with had been learned from: its accuracy was too good."""
+    grown = tmp_path / "grown"
+    grown.mkdir()
+    append(grown, read_samples(data))
+    flags = ["--model", str(model), "--data", str(grown), "--out", str(tmp_path / "out"), *FEW, *SMALL, "--steps", "2"]
+    assert rank.main(flags) == 0
+    append(grown, [make_asked(random.Random(1), number) for number in range(60, 90)])
+    assert rank.main([*flags, "--resume"]) == 2
+    assert "was saved with data" in capsys.readouterr().err
+
+
+def test_answers_that_make_no_pairs_teach_probabilities_all_the_same(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It once trained to the end, and then failed to print that there is no pair to judge it by."""
+    rng = random.Random(0)
+    asked = [make_asked(rng, number) for number in range(40)]
+    append(tmp_path, [replace(o, samples=tuple(o.right if n % 2 else o.wrong)) for n, o in enumerate(asked)])
+    flags = ["--model", str(model), "--data", str(tmp_path), "--out", str(tmp_path / "out"), *FEW, *SMALL]
+    assert rank.main([*flags, "--steps", "2"]) == 0
+    assert "there are no pairs to judge by; calibration error" in capsys.readouterr().out
+    assert rank.main([*flags, "--loss", "cubic", "--out", str(tmp_path / "cubic")]) == 2
+    assert "--loss cubic learns from pairs, and no question has both" in capsys.readouterr().err
 
 
 def _die() -> dict[str, float]:

@@ -25,7 +25,7 @@ CORRECTOR = ["--model", "score-small", "--tasks", "signed-sum"]
 
 
 @contextmanager
-def serve_saying(answer: Callable[[int], str]) -> Iterator[str]:
+def serve_saying(answer: Callable[[int], str], with_logprobs: bool = True) -> Iterator[str]:
     """The address of a server with OpenAI's completions and nothing else, whose answers are a function of their seed."""
 
     async def models() -> dict[str, Any]:
@@ -35,6 +35,7 @@ def serve_saying(answer: Callable[[int], str]) -> Iterator[str]:
         texts = [answer(body["seed"] + i) for i in range(body["n"])]
         assert body.get("thought_depth", 2) == 2
         told = [{"tokens": ["?"], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [0]} for _ in texts]
+        told = told if with_logprobs else [None for _ in texts]
         choices = [{"index": i, "text": t, "finish_reason": "stop", "logprobs": told[i]} for i, t in enumerate(texts)]
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         return {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
@@ -197,6 +198,16 @@ def test_a_served_models_weights_are_not_ours_to_put(
     asked = ["--url", "http://127.0.0.1:9", "--tasks", "dial", *flags]
     assert sample.main(["--out", str(tmp_path / "out"), *asked]) == 2
     assert f"{flags[0]} is {flags[1]}; it must be left out: the model is a server's" in capsys.readouterr().err
+
+
+def test_a_server_that_tells_no_log_probabilities_is_of_no_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answers once counted as certain, with a least log-probability of -Infinity, which is no JSON."""
+    with serve_saying(lambda seed: " --- 1", with_logprobs=False) as url:
+        assert sample.main(["--out", str(tmp_path), *FEW, "--url", url, "--tasks", "dial"]) == 2
+    assert "the server sends no log-probabilities of its tokens" in capsys.readouterr().err
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_what_is_there_is_not_lost(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:

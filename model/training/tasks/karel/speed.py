@@ -11,24 +11,22 @@ from time import perf_counter
 
 import numpy as np
 
-from ....bench import machine, outcome
+from ....bench import outcome
 from .interpreter import run
 from .synthesis import FAMILIES, Synthesis, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 when all is measured, 2 where what was found could not be written."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     try:
         outcome.check_flags(args)
     except ValueError as error:
         print(f"speed: {error}", file=sys.stderr)
         return 2
     found = {
-        "command": outcome.command(argv),
-        "machine": machine.describe(1),
-        "programs": args.programs,
-        "rounds": args.rounds,
+        **outcome.describe(parser, argv, args),
         "prompts_per_second": {name: measure(family, args) for name, family in FAMILIES.items()},
     }
     speeds = {

@@ -41,7 +41,8 @@ def test_every_number_becomes_its_mean(files: list[Path], tmp_path: Path, capsys
     assert mean == pytest.approx((one + other) / 2)
     assert cells[2]["gain"]["sd"] == pytest.approx(abs(one - other) / 2**0.5)
     assert cells[2]["gain"]["each"] == [one, other]
-    assert "ci95" not in json.dumps(pooled)
+    assert cells[2]["gain"]["each_ci95"] == [cell["gain"]["ci95"] for cell in cells[:2]]
+    assert '"ci95"' not in json.dumps(pooled)
     assert (tmp_path / "pooled.png").stat().st_size > 10_000
 
 
