@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -83,9 +84,10 @@ def load(
             and one is to lead the others then.
 
     Raises:
-        CheckpointError: a file is missing, damaged or does not hold the tensors it should, or the quantisation cannot be had.
-            Nothing is half loaded.
+        CheckpointError: a file is missing, damaged or does not hold the tensors it should, or the device or the quantisation cannot
+            be had. Nothing is half loaded.
     """
+    _check_device(device)
     folder = find(path)
     if (folder / INTEGRATION).exists():
         raise CheckpointError(
@@ -114,6 +116,13 @@ def load(
     _fill(model, tensors, folder)
     model = model.to(device).eval().requires_grad_(False)
     return Loaded(model, tokens, Path(path).resolve().name, _correction(folder))
+
+
+def _check_device(wanted: str) -> None:
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
+        raise CheckpointError(f"device {wanted!r} cannot be used: {first_line(error)}") from error
 
 
 def _adopt(lm: PreTrainedModel, folder: Path) -> Backbone:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .backbone import causal
 from .bundled import BUNDLED_PROBES
 from .checkpoint import Loaded
-from .checkpoint_folder import CheckpointError, first_line, read_json
+from .checkpoint_folder import CheckpointError, read_json
 from .config import check
 from .layer_means import LayerMeans, Rule
 from .progress import Readout
@@ -157,8 +157,10 @@ def load_probe(path: Path | str, loaded: Loaded) -> Probe:
         with torch.device("meta"):  # whatever size it says it is: it is the tensors that count
             net = ProbeNet(config)
         net.load_state_dict(load_file(folder / TENSORS), assign=True)
-    except Exception as error:  # missing, truncated, or of another shape
-        raise CheckpointError(f"{folder / TENSORS}: {first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # missing, truncated, or of another shape, which torch tells in the lines behind the first
+        raise CheckpointError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
     if not all(value.isfinite().all() for value in net.state_dict().values()) or not bool((net.std > 0).all()):
         raise CheckpointError(f"{folder / TENSORS}: holds what is no number, or a deviation that is not above 0")
     return Probe(config, net.to(loaded.model.backbone.device, torch.float32).eval().requires_grad_(False), token_ids)

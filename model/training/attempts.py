@@ -199,6 +199,7 @@ def _light(ids: list[int]) -> list[float]:
 
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "tries", "steps", "batch", "width", "layers", "heads", "threads", "save_every")
+    require(args, "width", args.width % args.heads == 0, f"a multiple of --heads, {args.heads}")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")
     for name in ("random", "copies", "foreign", "asides", "lucky"):
         require(args, name, 0 <= getattr(args, name) <= 1, "between 0 and 1")

@@ -157,7 +157,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.lr is None:
         args.lr = OPTIMIZERS[args.optimizer]
     require_least(args, 1, "batch", "width", "layers", "heads", "evaluations", "n", "threads", "save_every")
-    require_least(args, 0, "num_programs", "warmup", "weight_decay")
+    require_least(args, 0, "num_programs", "warmup", "weight_decay", "seed")
+    require(args, "width", args.width % args.heads == 0, f"a multiple of --heads, {args.heads}")
     require(args, "lr", args.lr > 0, "above 0")
     enough = not args.num_programs or args.num_programs >= args.batch
     require(args, "num_programs", enough, f"0, or as many as a batch has, {args.batch}")

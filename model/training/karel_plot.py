@@ -67,6 +67,8 @@ def _mark(axes: Any, runs: list[list[dict[str, Any]]]) -> None:
 def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
     for number, run in enumerate(runs):
         found = [each for each in run["over_training"] if each["probes"]]
+        if not found:
+            continue
         for content, style in _STYLES.items():
             points = [(each["step"], each["probes"][content]) for each in found]
             axes.plot(
@@ -81,6 +83,8 @@ def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
 
 def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
     for number, run in enumerate(runs):
+        if not any(each["probes"] for each in run["over_training"]):
+            continue
         for content, style in _STYLES.items():
             label = f"{run['run']}, {content}, R² {r_squared(run, content):.2f}"
             points = zip(*content_and_accuracy(run, content), strict=True)
@@ -89,7 +93,7 @@ def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
 
 
 def _offsets(axes: Any, runs: list[dict[str, Any]]) -> None:
-    offsets = sorted(map(int, runs[0]["offsets"]))
+    offsets = sorted(int(offset) for offset in runs[0]["offsets"] if all(run["offsets"][offset] for run in runs))
     for name in PROPERTIES:
         cells = [[run["offsets"][str(offset)][name] for run in runs] for offset in offsets]
         (line,) = axes.plot(

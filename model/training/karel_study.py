@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ from .karel import CHECKPOINTS, EVALUATIONS
 from .karel_table import markdown
 from .karel_texts import held_out, parse_stage
 from .karel_traces import CONTENTS, PROPERTIES, label, own, reference
-from .loop import write_aside
-from .probes import fit_part, probe, with_random_weights
+from .loop import digest, write_aside
+from .probes import TooFewLabelsError, fit_part, probe, with_random_weights
 from .probing import Fit, States, classes_of, skill_gap
 from .tasks.karel.programs import MEANINGS
 from .tasks.karel.synthesis import Tasks
@@ -44,7 +44,7 @@ HIDDEN = (256,)
 SHAPES = {"linear": LINEAR, "1 hidden": HIDDEN, "2 hidden": (*HIDDEN, 1024)}  # as in the paper
 MEANT = "obstacle"  # what other meanings change most
 OFFSETS = (-2, -1, 0, 1, 2)
-REPORTS = "reports"
+REPORTS, TENSORS = "reports", "model.safetensors"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,10 +66,10 @@ def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "versions": library_versions(),
         "runs": reports,
     }
+    print(markdown(summary))
     if args.results:
         write_aside(args.results, lambda file: file.write_text(json.dumps(summary, indent=1) + "\n"))
         karel_plot.plot(summary, args.results.with_suffix(".png"))
-    print(markdown(summary))
 
 
 def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     over_training = []
     for line in chosen:
         path = folder / CHECKPOINTS / f"{line['step']:06d}"
-        found = _once(args, f"{folder.name}-{line['step']}", lambda path=path: _linear(args, path, tasks))
+        found = _once(args, path, "linear", lambda path=path: _linear(args, path, tasks))
         over_training.append({"step": line["step"], "probes": found})
     path = folder / CHECKPOINTS / f"{last['step']:06d}"
-    final = _once(args, f"{folder.name}-{last['step']}-final", lambda: _final(args, path, tasks))
-    final |= _once(args, f"{folder.name}-{last['step']}-close", lambda: _close(args, path, tasks))
+    final = _once(args, path, "final", lambda: _final(args, path, tasks))
+    final |= _once(args, path, "close", lambda: _close(args, path, tasks))
     return {
         "run": folder.name,
         "stage": last["stage"],
@@ -98,8 +98,11 @@ def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _once(args: argparse.Namespace, name: str, measure: Any) -> Any:
-    file = args.out / REPORTS / f"{name}.json"
+def _once(args: argparse.Namespace, path: Path, what: str, measure: Any) -> Any:
+    """What was measured of a checkpoint, known by its tensors: a run that was trained anew may be called as before."""
+    tensors = digest(path / TENSORS)[:8]
+    name = f"{path.parent.parent.name}-{int(path.name)}-{what}"
+    file = args.out / REPORTS / f"{name}-{tensors}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         found = measure()
@@ -128,8 +131,9 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
             name: _probes(args, loaded, traces, states, blanks, widths=widths) for name, widths in SHAPES.items()
         },
         "offsets": {str(offset): _probes(args, loaded, traces, states, blanks, offset=offset) for offset in OFFSETS},
-        "meanings": {
-            name: _probes(args, loaded, other, states.with_labels(other), None) for name, other in meant.items()
+        "meanings": {  # beside controls of their own: other labels are easier or harder by themselves
+            name: _probes(args, loaded, other, states.with_labels(other), blanks.with_labels(other))
+            for name, other in meant.items()
         },
         "reference": _probes(
             args,
@@ -168,16 +172,22 @@ def _probes(
     widths: tuple[int, ...] = LINEAR,
     offset: int = 0,
 ) -> dict[str, Any]:
-    """A probe of each property, and of three the content: the geometric mean of their accuracies. {} where labels do not differ."""
+    """A probe of each property, and of three the content: the geometric mean of their accuracies.
+
+    {} where labels do not differ, or no program is long enough for the offset.
+    """
     how, found = Fit(widths, args.steps, seed=args.seed), {}
     for name in PROPERTIES:
         classes = classes_of(traces, name)
         if len(classes) < 2:
             return {}
         config = probe_config(loaded, property=name, classes=classes, layers=_layers(loaded), widths=widths)
-        found[name] = probe(states, blank, replace(config, offset=offset), args.held, how)
+        try:
+            found[name] = probe(states, blank, replace(config, offset=offset), args.held, how)
+        except TooFewLabelsError:
+            return {}
     return found | {
-        content: geometric_mean([found[name]["accuracy"] for name in of]) for content, of in CONTENTS.items()
+        content: prod(found[name]["accuracy"] for name in of) ** (1 / len(of)) for content, of in CONTENTS.items()
     }
 
 
@@ -188,10 +198,11 @@ def _layers(loaded: Loaded) -> tuple[int, ...]:
 
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "n", "steps", "threads", "every")
+    require_least(args, 0, "seed", "problem_seed")
     require(args, "held", 0 < args.held < 1, "above 0 and below 1")
     for folder in args.runs:
-        if not (folder / EVALUATIONS).exists():
-            raise ValueError(f"--runs: {folder} is no run of `quietserve train karel`")
+        if not (folder / EVALUATIONS).exists() or not (folder / EVALUATIONS).stat().st_size:
+            raise ValueError(f"--runs: {folder} is no run of `quietserve train karel`, or nothing was measured yet")
     names = {folder.name for folder in args.runs}  # which reports are called by
     require(args, "runs", len(names) == len(args.runs), "folders that are called differently")
     require_output("--results", args.results)

@@ -79,8 +79,7 @@ class KarelTexts:
         """Some `size` texts: those of a step, without the ones that are held out."""
         turn = step % max(1, self._num_programs // size) if self._num_programs else step
         rng = np.random.default_rng([self._seed, stage.size, turn])
-        drawn = synthesis.draw(rng, size, stage.size, stage.pairs, stage.lengths)
-        kept = [number for number, text in enumerate(drawn.texts()) if not is_held_out(text)]
+        drawn, kept = _draw_some(rng, stage, size)
         prompts, answers = [prompt(text) for text in write(drawn, self._form)], map(programs.write, drawn.ops_NL)
         texts = [f"{prompt} {answer}{EOS}" for prompt, answer in zip(prompts, answers, strict=True)]
         rows = self._tokenizer([texts[number] for number in kept])["input_ids"]
@@ -90,6 +89,14 @@ class KarelTexts:
             for row, before in zip(rows, asked, strict=True)
         ]
         return pad(rows, weights, self._pad)
+
+
+def _draw_some(rng: np.random.Generator, stage: Stage, size: int) -> tuple[Tasks, list[int]]:
+    """Tasks, and the numbers of those that are not held out: of very few that may be all, so others are drawn then."""
+    drawn = synthesis.draw(rng, size, stage.size, stage.pairs, stage.lengths)
+    while not (kept := [number for number, text in enumerate(drawn.texts()) if not is_held_out(text)]):
+        drawn = synthesis.draw(rng, size, stage.size, stage.pairs, stage.lengths)
+    return drawn, kept
 
 
 def held_out(stage: Stage, count: int, seed: int) -> Tasks:

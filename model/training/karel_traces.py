@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def make(args: argparse.Namespace) -> None:
     """Write the labelled texts into `args.out`."""
     require_least(args, 1, "n", "threads")
+    require_least(args, 0, "problem_seed")
     known = args.task is None or args.task in synthesis.FAMILIES
     require(args, "task", known, "one of " + ", ".join(synthesis.FAMILIES))
     require(args, "meaning", args.meaning in MEANINGS, "one of " + ", ".join(MEANINGS))

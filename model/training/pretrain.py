@@ -123,6 +123,7 @@ def _notes(args: argparse.Namespace, share: float) -> dict[Style, float]:
 
 def _check(args: argparse.Namespace) -> None:
     require_least(args, 1, "steps", "batch", "width", "layers", "heads", "threads", "save_every")
+    require(args, "width", args.width % args.heads == 0, f"a multiple of --heads, {args.heads}")
     require_least(args, 0, "idle_steps")
     require(args, "curriculum", sorted(args.curriculum) == args.curriculum, "six shares that rise")
     require(args, "out", args.out.is_dir() or not args.out.exists(), "a folder")

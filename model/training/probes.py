@@ -82,11 +82,15 @@ def probe(
     return measured
 
 
+class TooFewLabelsError(ValueError):
+    """No text with a label is left to learn from, or to measure with."""
+
+
 def fit_part(config: ProbeConfig, examples: Examples, count: int, held: float, how: Fit) -> Fitted:
     """A probe of some of `count` texts, what it was fitted to, and the texts that are held back."""
     learned, kept = (examples.take(texts) for texts in split(count, held, how.seed))
     if not len(learned) or not len(kept):
-        raise ValueError(f"property {config.property!r}: too few texts have a label at offset {config.offset}")
+        raise TooFewLabelsError(f"property {config.property!r}: too few texts have a label at offset {config.offset}")
     return fit(config, learned, how), learned, kept
 
 

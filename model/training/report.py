@@ -50,8 +50,12 @@ def _report_quiet_star(args: argparse.Namespace, out: Path) -> None:
 def _report_karel(args: argparse.Namespace, argv: Sequence[str], out: Path) -> None:
     """What `train karel` measured on its way, or with `--evaluation` all that `train karel-study` did."""
     if args.evaluation:
-        study = _evaluation(args, {"runs", "versions"}, "quietserve train karel-study --results")
-        karel_plot.plot(study or {}, out)
+        require(args, "results", not args.results, "left out beside --evaluation, which is such a file")
+        study = _evaluation(args, {"runs", "versions"}, "quietserve train karel-study --results") or {}
+        known = [run["run"] for run in study["runs"]]
+        chosen = [run for name in args.run for run in study["runs"] if run["run"] == name.name]
+        require(args, "run", len(chosen) == len(args.run), f"among those of --evaluation: {', '.join(known)}")
+        karel_plot.plot(study | {"runs": chosen}, out)
         return
     runs = {run.name: _filled(run / KAREL_EVALUATIONS) for run in args.run}
     require(args, "run", len(runs) == len(args.run), "folders that are called differently")

@@ -93,4 +93,8 @@ def _read_text(text: str, tokens: Tokens) -> tuple[list[int], list[int]]:
         spans = tokens.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     except NotImplementedError as error:
         raise ValueError("its tokenizer does not tell where in a text its tokens are") from error
-    return ids, [begin for begin, _ in spans]
+    begins, ended = [], 0
+    for begin, end in spans:  # a token without letters, such as one that ends a text, stands behind those before it
+        begins.append(begin if begin < end else ended)
+        ended = max(ended, end)
+    return ids, begins

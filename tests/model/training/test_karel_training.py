@@ -91,6 +91,12 @@ def test_batches_are_a_function_of_the_step() -> None:
     assert (whole.weights_BT[:, 1] == 1).all()
 
 
+def test_a_batch_of_one_is_never_empty() -> None:
+    """One text in sixteen is held out; a batch with no other ended the run."""
+    texts = KarelTexts(build_words("compact", [4]), "compact", everything=False, num_programs=0, seed=0)
+    assert all(len(texts.batch(STAGE, step, 1).ids_BT) == 1 for step in range(60))
+
+
 def test_held_out_tasks_are_held_out() -> None:
     tasks = held_out(STAGE, 30, seed=1)
     assert len(tasks) == 30
@@ -220,6 +226,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         (["--lr", "0"], "--lr is 0.0; it must be above 0"),
         (["--num-programs", "5"], "--num-programs is 5; it must be 0, or as many as a batch has, 32"),
         (["--batch", "0"], "--batch is 0; it must be 1 or more"),
+        (["--heads", "3"], "--width is 32; it must be a multiple of --heads, 3"),
+        (["--seed", "-1"], "--seed is -1; it must be 0 or more"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], complaint: str) -> None:
@@ -345,6 +353,12 @@ def test_a_run_as_a_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "other.json").write_text("{}")
     assert report.main(["karel", str(model), "--evaluation", str(tmp_path / "other.json")]) == 2
     assert "is no report of `quietserve train karel-study --results`" in capsys.readouterr().err
+    (tmp_path / "study.json").write_text('{"runs": [{"run": "seed-0"}], "versions": {}}')
+    study = ["--evaluation", str(tmp_path / "study.json")]
+    assert report.main(["karel", str(model), *study]) == 2
+    assert "it must be among those of --evaluation: seed-0" in capsys.readouterr().err
+    assert report.main(["karel", "seed-0", *study, "--results", str(results)]) == 2
+    assert "--results is" in capsys.readouterr().err, "it was once not read"
 
 
 def test_the_study_measures_every_checkpoint_once(
@@ -375,6 +389,26 @@ def test_the_study_measures_every_checkpoint_once(
     assert "it must be folders that are called differently" in capsys.readouterr().err
     assert train.main(["karel-study", "--runs", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
     assert "is no run of `quietserve train karel`" in capsys.readouterr().err
+    (tmp_path / karel.EVALUATIONS).touch()
+    assert train.main(["karel-study", "--runs", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
+    assert "nothing was measured yet" in capsys.readouterr().err
+
+
+def test_a_study_of_programs_too_short_for_an_offset(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One operation has no second behind it: the study once ended there, after all else was measured, with nothing written."""
+    short = held_out(parse_stage("5:2:1-1:4"), 60, 3).shown(2)
+    monkeypatch.setattr(karel_study, "own", lambda loaded, tasks: short.ops_NL)
+    monkeypatch.setattr(karel_study, "reference", lambda tasks: short.ops_NL)
+    monkeypatch.setattr(karel_study, "held_out", lambda *_: short)
+    results = tmp_path / "karel.json"
+    args = ["karel-study", "--runs", str(model), "--out", str(tmp_path / "study"), "--n", "60", "--steps", "5"]
+    assert train.main([*args, "--results", str(results)]) == 0
+    [found] = json.loads(results.read_text())["runs"]
+    assert found["offsets"]["-2"] == found["offsets"]["2"] == {}
+    assert results.with_suffix(".png").stat().st_size > 10_000
+    assert "| linear, skill |" in capsys.readouterr().out
 
 
 def line(step: int, accuracy: float, top: float) -> dict[str, float]:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 import tiny
 from quietserve.model.checkpoint import Loaded, load
 from quietserve.model.probe import layer_states, load_probe, probe_config, read_text
+from quietserve.model.tokens import Tokens
 from quietserve.model.training import probes
 from quietserve.model.training.probing import WINDOW, Examples, Fit, States, fit, measure, split
 from quietserve.model.training.traces import Trace, properties, read_traces, write_traces
@@ -65,6 +67,18 @@ def test_files_come_back(
             assert token == len(loaded.tokens.encode(told["text"][: letter + 1])) - 1
     write_traces(file, read, loaded.tokens)
     assert properties(read_traces(file, loaded.tokens)) == ["kind"]
+
+
+def test_a_tokenizer_that_ends_texts_by_itself(loaded: Loaded, tmp_path: Path) -> None:
+    """The token that it adds has no letters, and was taken to begin at the first one: labels came to stand on it."""
+    tokenizer = tiny.tokenizer()
+    end = TemplateProcessing(single=f"$A {tiny.SPECIAL[0]}", special_tokens=[(tiny.SPECIAL[0], 0)])
+    tokenizer.backend_tokenizer.post_processor = end
+    file = tmp_path / "traces.jsonl"
+    file.write_text(json.dumps({"text": "abcd", "labels": {"kind": [[1, "x"], [3, "y"]]}}) + "\n")
+    [read] = read_traces(file, Tokens(tokenizer))
+    assert read.ids[-1] == 0
+    assert read.labels["kind"] == ((1, "x"), (3, "y"))
 
 
 @pytest.mark.parametrize("text", ["ab\u2028c", "ab\u2029c", "ab\u0085c", "é€"])
