@@ -27,7 +27,7 @@ from quietserve.model.training.evaluation.corrected import make_player
 from quietserve.model.training.evaluation.evaluation import Evaluation
 from quietserve.model.training.evaluation.family_items import draw_items
 from quietserve.model.training.evaluation.programs import operation_ids
-from quietserve.model.voting import Candidate, Entry, vote
+from quietserve.model.voting import SELF_RANKERS, Candidate, Entry, judge, vote
 from quietserve.server.__main__ import main as serve
 from serving import ENVIRONMENT, running, serving
 
@@ -275,6 +275,33 @@ def test_votes_that_a_ranker_weighs_are_those_of_the_same_answers(corrector: htt
         single += sum(item.verify(one["text"]) for one in samples) / len(samples)
         voted += item.verify(reply["choices"][0]["text"])
     assert voted > single + 6
+
+
+@pytest.mark.parametrize(
+    "how", [{"voting": "likelihood"}, *({"voting": "ranker", "ranker": name} for name in SELF_RANKERS)], ids=str
+)
+def test_votes_that_need_no_training_are_those_of_the_same_answers(
+    corrector: httpx.Client, how: dict[str, str]
+) -> None:
+    """Counted offline from the log-probabilities of each answer's tokens, and again by the server from what it told of them."""
+    for seed, item in enumerate(draw_items("signed-sum", 6, seed=8)):
+        asked = {"prompt": item.prompt, "seed": seed, "max_tokens": 16, "best_of": 8, "temperature": 1.3}
+        drawn = corrector.post("/v1/completions", json=asked | {"n": 8, "logprobs": 0}).json()["choices"]
+        logprobs = {choice["text"]: choice["logprobs"]["token_logprobs"] for choice in drawn}
+        told = corrector.post("/v1/completions", json=asked | how | {"return_samples": True}).json()
+        samples = told["voting"]["samples"]
+        candidates = [
+            judge(i, normalise(s["text"]), logprobs[s["text"]], how.get("ranker")) for i, s in enumerate(samples)
+        ]
+        groups = vote(candidates, how["voting"]).groups
+        assert [(g["answer"], g["count"]) for g in told["voting"]["groups"]] == [
+            (g.answer, len(g.members)) for g in groups
+        ]
+        assert told["choices"][0]["text"] == samples[groups[0].members[0].index]["text"]
+        kept = ("text", "logprob", "mean_logprob", "score")
+        body = {"candidates": [{name: s[name] for name in kept if name in s} for s in samples], "voting": how["voting"]}
+        again = corrector.post("/v1/vote", json=body).json()
+        assert again["groups"] == told["voting"]["groups"]
 
 
 def test_probes_over_http_read_what_they_read_offline(tmp_path: Path) -> None:

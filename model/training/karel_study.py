@@ -34,7 +34,7 @@ from .karel_texts import held_out, parse_stage
 from .karel_traces import CONTENTS, PROPERTIES, label, own, reference
 from .loop import digest, write_aside
 from .probes import TooFewLabelsError, fit_part, probe, with_random_weights
-from .probing import Fit, States, classes_of, skill_gap
+from .probing import Fit, Fitted, States, classes_of, skill_gap
 from .tasks.karel.programs import MEANINGS
 from .tasks.karel.synthesis import Tasks
 from .traces import Trace
@@ -42,7 +42,8 @@ from .traces import Trace
 LINEAR: tuple[int, ...] = ()
 HIDDEN = (256,)
 SHAPES = {"linear": LINEAR, "1 hidden": HIDDEN, "2 hidden": (*HIDDEN, 1024)}  # as in the paper
-MEANT = "obstacle"  # what other meanings change most
+MEANT, COMPARED = "obstacle", ("original", "flip", "adversarial")  # what other meanings change most, and which
+ALONE = "operations alone"
 OFFSETS = (-2, -1, 0, 1, 2)
 REPORTS, TENSORS = "reports", "model.safetensors"
 
@@ -151,16 +152,26 @@ def _close(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
     written = own(loaded, tasks)
     traces = label(loaded, tasks, written)
     states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, with_random_weights(loaded, args.seed)))
-    how, fitted = Fit(steps=args.steps, seed=args.seed), {}
-    for meaning in ("original", "flip", "adversarial"):
-        other = states.with_labels(label(loaded, tasks, written, meaning))
-        classes = classes_of(other.traces, MEANT)
-        if len(classes) < 2:
-            continue
-        config = probe_config(loaded, property=MEANT, classes=classes, layers=_layers(loaded))
-        fitted[meaning] = fit_part(config, other.examples(MEANT, classes), len(traces), args.held, how)
+    relabelled = (states.with_labels(label(loaded, tasks, written, meaning)) for meaning in COMPARED)
+    told = {meaning: each for meaning, each in zip(COMPARED, relabelled, strict=True) if _differ(each.traces)}
+    fitted = {meaning: _fit(args, loaded, each) for meaning, each in told.items()}
     gaps = {f"{one} over {other}": skill_gap(fitted[one], fitted[other]) for one, other in pairwise(fitted)}
+    for meaning, each in told.items():
+        gaps[f"{meaning} over {ALONE}"] = skill_gap(fitted[meaning], _fit(args, loaded, each, tokens_alone=True))
     return {"ahead": _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1), "gaps": gaps}
+
+
+def _differ(traces: Sequence[Trace]) -> bool:
+    return len(classes_of(traces, MEANT)) > 1
+
+
+def _fit(args: argparse.Namespace, loaded: Loaded, states: States, tokens_alone: bool = False) -> Fitted:
+    """A linear probe of what other meanings change most, of the states or of the operations in their place."""
+    classes = classes_of(states.traces, MEANT)
+    examples = states.tokens_alone(MEANT, classes) if tokens_alone else states.examples(MEANT, classes)
+    config = probe_config(loaded, property=MEANT, classes=classes, layers=_layers(loaded))
+    shape = replace(config, hidden_size=examples.features_NF.shape[1])
+    return fit_part(shape, examples, len(states.traces), args.held, Fit(steps=args.steps, seed=args.seed))
 
 
 def _probes(

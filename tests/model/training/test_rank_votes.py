@@ -184,7 +184,7 @@ def test_the_encoders_flags_go_to_rows_that_have_one(tmp_path: Path, monkeypatch
     states, pooled, classifier = (trained[str(tmp_path / f"{row}-0")] for row in ("states", "pooled", "classifier"))
     assert states[-5:] == ["--width", "16", "--steps", "8", "--heads=2"]
     assert pooled[-7:] == ["--width", "16", "--steps", "8", "--heads=2", "--layers", "0"]
-    assert classifier[-5:] == ["--resume", "--steps", "8", "--kind", "classifier"]
+    assert classifier[-6:] == ["--threads", "1", "--steps", "8", "--kind", "classifier"]
 
 
 def test_rows_differ() -> None:
