@@ -346,7 +346,12 @@ def check_probes(choice: dict[str, Any], probes: dict[str, Probe], loaded: check
 
 
 def test_the_bundled_model_of_programs_and_what_its_probes_read() -> None:
-    """Beside another model in one server: its programs do what is asked, and readouts are those of the same text offline, `==`."""
+    """Beside another model in one server: its programs do what is asked, and readouts are those of the same text offline.
+
+    Classes `==`, and probabilities but where the fifth decimal stands at the edge: .62195 is told as .622 in one batch and as .6219
+    in another, whose sums differ by a millionth. One of some hundred once ended this test.
+    """
+    edges = Counter[bool]()
     loaded = checkpoint.load(KAREL)
     probes = {"karel.obstacle": load_probe("karel-obstacle", loaded)}
     preset = {"model": KAREL, "allowed_token_ids": [*operation_ids(loaded), *loaded.tokens.eos_ids], "min_tokens": 1}
@@ -367,7 +372,13 @@ def test_the_bundled_model_of_programs_and_what_its_probes_read() -> None:
         for name, probe in probes.items():
             offline = read_text(loaded, probe, ids, len(choice["prompt_token_ids"]))
             readouts = [told["readouts"][name] for told in choice["probes"]]
-            assert readouts == [one and {"class": one.class_, "probability": one.probability} for one in offline]
+            assert [one and one["class"] for one in readouts] == [one and one.class_ for one in offline]
+            both = [
+                (own["probability"], one.probability) for own, one in zip(readouts, offline, strict=True) if own and one
+            ]
+            assert all(abs(one - other) < 1.01e-4 for one, other in both)
+            edges.update(one != other for one, other in both)
+    assert edges[True] <= 2 < 60 < edges[False]
 
 
 def test_a_probe_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

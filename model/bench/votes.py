@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome.check_flags(args)
         loaded = checkpoint.load(args.model)
         loaded.model.speed_up()
-        found = {**outcome.describe(parser, argv, args), **measure(loaded, args)}
+        found = {**outcome.describe(parser, argv, args), "model": loaded.name, **measure(loaded, args)}
     except (ValueError, OSError) as error:
         print(f"votes: {error}", file=sys.stderr)
         return 2
