@@ -157,9 +157,7 @@ def load_probe(path: Path | str, loaded: Loaded) -> Probe:
         with torch.device("meta"):  # whatever size it says it is: it is the tensors that count
             net = ProbeNet(config)
         net.load_state_dict(load_file(folder / TENSORS), assign=True)
-    except (
-        Exception
-    ) as error:  # missing, truncated, or of another shape, which torch tells in the lines behind the first
+    except Exception as error:  # missing, truncated, or of another shape: which tensor stands behind the first line
         raise CheckpointError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
     if not all(value.isfinite().all() for value in net.state_dict().values()) or not bool((net.std > 0).all()):
         raise CheckpointError(f"{folder / TENSORS}: holds what is no number, or a deviation that is not above 0")

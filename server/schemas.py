@@ -536,9 +536,7 @@ class VoteCandidate(Body):
 
     text: Annotated[str, AfterValidator(_writable)]
     logprob: float | None = Field(None, ge=-1e9, le=0)  # of all its tokens
-    mean_logprob: float | None = Field(
-        None, ge=-1e9, le=0
-    )  # of one of them: ties go to the higher one; else by `logprob`
+    mean_logprob: float | None = Field(None, ge=-1e9, le=0)  # of one of them; without it ties go by `logprob`
     score: float | None = Field(None, ge=0, le=1)
 
 

@@ -235,13 +235,8 @@ def progress_bar(**settings: Any) -> "tqdm[Any]":
     """How far something has got, on stderr; where that is no terminal, a line every half minute in place of one that moves."""
     if sys.stderr.isatty():
         return tqdm(file=sys.stderr, mininterval=1.0, **settings)
-    lines = {
-        "file": _Lines(),
-        "position": 0,
-        "ascii": True,
-        "ncols": 0,
-    }  # position: one bar inside another moves no cursor
-    return tqdm(**lines, mininterval=30.0, maxinterval=30.0, **settings)
+    # At a position of its own one bar inside another would move the cursor.
+    return tqdm(file=_Lines(), position=0, ascii=True, ncols=0, mininterval=30.0, maxinterval=30.0, **settings)
 
 
 class _Lines:

@@ -42,9 +42,10 @@ def own_texts(
     """
     file, settings = folder / OWN, {k: v for k, v in asdict(draw).items() if k != "at_once"}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    if resume and lines and (differing := [k for k, v in json.loads(lines[0]).items() if settings.get(k) != v]):
+    before = json.loads(lines[0]) if lines else {}
+    if resume and (differing := [name for name in before if before[name] != settings.get(name)]):
         raise ValueError(f"{file} was drawn with another {', '.join(differing)}; use another folder")
-    if not lines or json.loads(lines[0]) != settings:
+    if before != settings:
         lines = [json.dumps(settings), *_draw(teacher, asked, texts, draw)]
         folder.mkdir(parents=True, exist_ok=True)
         write_aside(file, lambda aside: aside.write_text("\n".join(lines) + "\n", encoding="utf-8"))
