@@ -1,11 +1,12 @@
 """Text to token ids and back: prompts, chat rendering, text that arrives a token at a time."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from .shrinking import most_characters
+
+if TYPE_CHECKING:  # it takes seconds, and a server's settings are read with this module
+    from transformers import PreTrainedTokenizerBase
 
 _CONTEXT = 6  # tokens
 _UNFINISHED = "\ufffd"  # what a tokenizer prints for bytes that are not yet a whole character
@@ -36,7 +37,7 @@ class Tokens:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         eos_ids: Iterable[int] = (),
         marker_tokens: Iterable[str] = (),
         num_ids: int | None = None,

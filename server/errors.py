@@ -1,13 +1,13 @@
 """What can go wrong with a request, as its client sees it: every lower error ends as an `ApiError` here."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..model.tokens import PromptError
+from .complaints import UNSUPPORTED, Complaint, first_complaint
 from .replies import ErrorBody, ErrorReply
 from .scheduler import EngineClosedError, EngineError, QueueFullError
 
@@ -56,7 +56,7 @@ class ContextLengthError(InvalidRequestError):
 class UnsupportedParameterError(InvalidRequestError):
     """A field, or a value of it, that this server does not honour."""
 
-    code = "unsupported_parameter"
+    code = UNSUPPORTED
 
 
 class ApiKeyError(InvalidRequestError):
@@ -124,7 +124,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case RequestValidationError():
-            return from_complaint(error.errors()[0])
+            return _from_complaint(first_complaint(error.errors()))
         case HTTPException():
             return _from_http(error)
         case PromptError():
@@ -151,22 +151,9 @@ def error_response(error: ApiError) -> Response:
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
-def from_complaint(details: Mapping[str, Any]) -> ApiError:
-    """From a complaint of pydantic's. It never quotes a value."""
-    kind, named = details["type"], details.get("ctx", {}).get("param")
-    if kind == "json_invalid":
-        return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
-    place = details["loc"][1:] if details["loc"][:1] == ("body",) else details["loc"]
-    param = _path([*place, *([named] if named else [])])
-    if not param:
-        return InvalidRequestError("The body must be a JSON object.")
-    if kind == "missing":
-        return InvalidRequestError(f"{param} is required.", param=param, code="missing_required_parameter")
-    if kind == UnsupportedParameterError.code:
-        return UnsupportedParameterError(f"{param}: {details['msg']}", param=param)
-    wanted = details["msg"].removeprefix("Input should be ")
-    link = " must be " if wanted != details["msg"] else ": "
-    return InvalidRequestError(param + link + wanted, param=param)
+def _from_complaint(told: Complaint) -> ApiError:
+    kind = UnsupportedParameterError if told.code == UnsupportedParameterError.code else InvalidRequestError
+    return kind(told.message, param=told.param, code=told.code)
 
 
 def _from_http(error: HTTPException) -> ApiError:
@@ -181,11 +168,6 @@ def _from_http(error: HTTPException) -> ApiError:
         case status if 400 <= status < 500:
             return InvalidRequestError("The body is not valid JSON.", code="invalid_json")
     return InternalError("The server failed to answer this request.")
-
-
-def _path(parts: Iterable[str | int]) -> str:
-    """Where in the body, as one writes it: `messages[0].content`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .errors import from_complaint
+from .complaints import first_complaint
 from .schemas import ChatRequest, CompletionRequest, GenerationRequest
 
 # A preset is a way to decode, not a question or a way to send the answer.
@@ -136,5 +136,5 @@ def parse_preset(text: str) -> Preset:
         try:
             kind.model_validate(asked | defaults)
         except ValidationError as error:
-            raise ValueError(f"{name}: {from_complaint(error.errors()[0]).message}") from None
+            raise ValueError(f"{name}: {first_complaint(error.errors()).message}") from None
     return Preset(name.strip(), defaults, model)

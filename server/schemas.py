@@ -25,6 +25,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_before_validator_funct
 from ..model.answers import finder
 from ..model.tokens import is_writable
 from ..model.voting import Strategy
+from .complaints import UNSUPPORTED
 
 MAX_CHOICES = 1024  # of one prompt; a server allows fewer
 MAX_LOGPROBS = 20
@@ -50,7 +51,7 @@ def _invalid(message: str, param: str | None = None) -> PydanticCustomError:
 
 
 def _unsupported(message: str, param: str | None = None) -> PydanticCustomError:
-    return PydanticCustomError("unsupported_parameter", "{message}", {"message": message, "param": param})
+    return PydanticCustomError(UNSUPPORTED, "{message}", {"message": message, "param": param})
 
 
 def _quoted(key: str) -> str:

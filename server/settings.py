@@ -260,13 +260,18 @@ def _check_names(settings: Settings) -> None:
             )
 
 
+def complain(command: str, error: Exception) -> None:
+    """Say what is wrong, in one line."""
+    print(f"quietserve {command}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def check_config(argv: Sequence[str] | None = None) -> int:
     """`quietserve check-config`: print what holds, as a file that --config reads; 2 where a setting cannot be."""
     try:
         told = read_settings(sys.argv[1:] if argv is None else argv)
         told.settings.read_keys()
     except SettingsError as error:
-        print(f"quietserve check-config: {' '.join(str(error).split())}", file=sys.stderr)
+        complain("check-config", error)
         return 2
     for described in fields(Settings):
         value, secret = getattr(told.settings, described.name), described.metadata["flag"].secret

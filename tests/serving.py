@@ -59,7 +59,7 @@ def forked(*flags: str) -> Iterator[Forked]:
     A process of its own that runs the command, but forked from one that has imported it: that is most of what a start costs.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["quietserve.server.__main__"])
+    context.set_forkserver_preload(["quietserve.server.process"])
     said, says = context.Pipe(duplex=False)
     process = context.Process(target=_be_served, args=(says, *SERVE, *flags))
     with patch.dict(os.environ, ENVIRONMENT):  # the one that is forked from has that of the first start

@@ -34,6 +34,7 @@ TORCH_FREE = {
     "server.flags",
     "server.settings",
     "server.presets",
+    "server.complaints",
     "server.scheduler",
     "server.schemas",
     "server.errors",

@@ -18,7 +18,7 @@ from fake_engine import Client, FakeEngine, events
 import tiny
 from quietserve.model.bundled import BUNDLED
 from quietserve.model.config import SamplingParams
-from quietserve.server.__main__ import EXAMPLES, LoadingServer, _announce
+from quietserve.server.process import EXAMPLES, LoadingServer, _announce
 from quietserve.server.scheduler import Attempt, Ticket
 from quietserve.server.service import Service
 

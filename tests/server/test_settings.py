@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,24 @@ def test_bad_flags(argv: list[str], words: str, capsys: pytest.CaptureFixture[st
     with pytest.raises(SettingsError):
         Settings.from_args(argv)
     assert complaint(argv, capsys).startswith(f"quietserve serve: {words}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "exit_code"), [(["--help"], 0), (["--prot", "1"], 2), (["--model-preset", "x={}"], 2)]
+)
+def test_who_asks_for_help_or_mistypes_does_not_wait_for_torch(argv: list[str], exit_code: int) -> None:
+    """They did: everything that it takes to serve was imported first, for three seconds and more."""
+    code = (
+        "import sys; from quietserve.server.__main__ import main\n"
+        f"try: code = main({[*argv, '--served-model-name', 'x']!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(); print(code, *sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code_said, *modules = said.splitlines()[-1].split()
+    assert code_said == str(exit_code)
+    assert "quietserve.server.presets" in modules
+    assert not {"torch", "transformers", "fastapi", "uvicorn", "quietserve.server.process"} & set(modules)
 
 
 def test_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,11 @@ from fake_engine import Client, FakeEngine, byte_tokens, says
 
 from quietserve.model.config import SamplingParams
 from quietserve.model.probe import ProbeConfig
-from quietserve.server.__main__ import LoadingServer
 from quietserve.server.loading import make_service
 from quietserve.server.metrics import Metrics
 from quietserve.server.pipeline import Pipeline
 from quietserve.server.presets import Preset, parse_preset
+from quietserve.server.process import LoadingServer
 from quietserve.server.scheduler import Attempt, QueueFullError, Ticket
 from quietserve.server.service import Service
 from quietserve.server.settings import NamedPath, Settings, SettingsError, check_config
