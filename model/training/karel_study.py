@@ -13,7 +13,7 @@ Emergent Representations of Program Semantics in Language Models Trained on Prog
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -55,13 +55,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def study(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure whatever is missing, and print the tables."""
+    args.last_n = args.n if args.last_n is None else args.last_n
     _check(args)
-    claim(args.out, {name: getattr(args, name) for name in ("n", "problem_seed", "seed", "steps", "held")})
+    claim(args.out, {name: getattr(args, name) for name in ("n", "last_n", "problem_seed", "seed", "steps", "held")})
     torch.set_num_threads(args.threads)
     reports = [_run(args, folder) for folder in args.runs]
     summary = {
         "command": ["quietserve", "train", "karel-study", *argv],
         "n": args.n,
+        "last_n": args.last_n,
         "problem_seed": args.problem_seed,
         "seed": args.seed,
         "versions": library_versions(),
@@ -81,21 +83,19 @@ def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if last not in chosen:
         chosen.append(last)
     stage = parse_stage(last["stage"])
-    tasks = held_out(stage, args.n, args.problem_seed).shown(stage.pairs)
+    tasks, more = (held_out(stage, n, args.problem_seed).shown(stage.pairs) for n in (args.n, args.last_n))
     over_training = []
     for line in chosen:
         path = folder / CHECKPOINTS / f"{line['step']:06d}"
         found = _once(args, path, "linear", lambda path=path: _linear(args, path, tasks))
         over_training.append({"step": line["step"], "probes": found})
     path = folder / CHECKPOINTS / f"{last['step']:06d}"
-    final = _once(args, path, "final", lambda: _final(args, path, tasks))
-    final |= _once(args, path, "close", lambda: _close(args, path, tasks))
     return {
         "run": folder.name,
         "stage": last["stage"],
         "evaluations": evaluations,
         "over_training": over_training,
-        **final,
+        **_once(args, path, "final", lambda: _final(args, path, more)),
     }
 
 
@@ -123,19 +123,21 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
     """All that is asked of the last checkpoint."""
     loaded = checkpoint.load(path, "float32")
     written, blank = own(loaded, tasks), with_random_weights(loaded, args.seed)
-    traces = label(loaded, tasks, written)
-    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, blank))
     given = label(loaded, tasks, reference(tasks))
     meant = {name: label(loaded, tasks, written, name) for name in MEANINGS}
+    traces = meant[COMPARED[0]]
+    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, blank))
     return {
         "shapes": {
             name: _probes(args, loaded, traces, states, blanks, widths=widths) for name, widths in SHAPES.items()
         },
         "offsets": {str(offset): _probes(args, loaded, traces, states, blanks, offset=offset) for offset in OFFSETS},
+        "ahead": _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1),
         "meanings": {  # beside controls of their own: other labels are easier or harder by themselves
             name: _probes(args, loaded, other, states.with_labels(other), blanks.with_labels(other))
             for name, other in meant.items()
         },
+        "gaps": _gaps(args, loaded, {meaning: states.with_labels(meant[meaning]) for meaning in COMPARED}),
         "reference": _probes(
             args,
             loaded,
@@ -146,19 +148,14 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
     }
 
 
-def _close(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]:
-    """The last checkpoint where it is close: controls with a hidden layer one operation ahead, and meanings text by text."""
-    loaded = checkpoint.load(path, "float32")
-    written = own(loaded, tasks)
-    traces = label(loaded, tasks, written)
-    states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, with_random_weights(loaded, args.seed)))
-    relabelled = (states.with_labels(label(loaded, tasks, written, meaning)) for meaning in COMPARED)
-    told = {meaning: each for meaning, each in zip(COMPARED, relabelled, strict=True) if _differ(each.traces)}
+def _gaps(args: argparse.Namespace, loaded: Loaded, meant: Mapping[str, States]) -> dict[str, Any]:
+    """How far skills are apart on the same texts: under one meaning and another, and of the state and the operations alone."""
+    told = {meaning: each for meaning, each in meant.items() if _differ(each.traces)}
     fitted = {meaning: _fit(args, loaded, each) for meaning, each in told.items()}
     gaps = {f"{one} over {other}": skill_gap(fitted[one], fitted[other]) for one, other in pairwise(fitted)}
     for meaning, each in told.items():
         gaps[f"{meaning} over {ALONE}"] = skill_gap(fitted[meaning], _fit(args, loaded, each, tokens_alone=True))
-    return {"ahead": _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1), "gaps": gaps}
+    return gaps
 
 
 def _differ(traces: Sequence[Trace]) -> bool:
@@ -208,7 +205,7 @@ def _layers(loaded: Loaded) -> tuple[int, ...]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    require_least(args, 1, "n", "steps", "threads", "every")
+    require_least(args, 1, "n", "last_n", "steps", "threads", "every")
     require_least(args, 0, "seed", "problem_seed")
     require(args, "held", 0 < args.held < 1, "above 0 and below 1")
     for folder in args.runs:
@@ -232,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=Path, nargs="+", required=True, metavar="RUN", help="folders of `train karel`, one a seed")
     add("--out", type=Path, required=True, help="folder for what is measured")
     add("--n", type=int, default=5000, help="held-out tasks, a program each (%(default)s)")
+    add("--last-n", type=int, metavar="N", help="as many for the last checkpoint, of which more is asked (--n)")
     add("--every", type=int, default=1, metavar="N", help="look at each Nth checkpoint of the last stage (%(default)s)")
     add("--steps", type=int, default=1500, help="updates of a probe (%(default)s)")
     add("--held", type=float, default=0.2, help="share of programs to measure probes with (%(default)s)")

@@ -365,6 +365,7 @@ def test_the_study_measures_every_checkpoint_once(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["karel-study", "--runs", str(model), "--out", str(tmp_path / "study"), "--n", "60", "--steps", "20"]
+    args += ["--last-n", "80"]
     results = tmp_path / "karel.json"
     assert train.main([*args, "--results", str(results)]) == 0
     told = capsys.readouterr()
@@ -372,6 +373,8 @@ def test_the_study_measures_every_checkpoint_once(
     summary = json.loads(results.read_text())
     (found,) = summary["runs"]
     assert [each["step"] for each in found["over_training"]] == [10], "of the last stage"
+    [at_last] = (each["probes"]["obstacle"]["texts"] for each in found["over_training"])
+    assert (at_last, found["shapes"]["linear"]["obstacle"]["texts"]) == (12, 16), "a fifth of each"
     assert set(found["shapes"]) == {"linear", "1 hidden", "2 hidden"}
     assert set(found["meanings"]) == set(programs.MEANINGS)
     skills = {meaning: cells["obstacle"]["skill"] for meaning, cells in found["meanings"].items() if cells}
