@@ -116,4 +116,6 @@ def _meanings(axes: Any, runs: list[dict[str, Any]]) -> None:
         above = [max(0.0, high - height) for height, high in zip(heights, ends[1], strict=True)]
         places = [place + (number - (len(PROPERTIES) - 1) / 2) * wide for place in range(len(meanings))]
         axes.bar(places, heights, wide, yerr=(below, above), capsize=2, label=name)
+        alone = [mean(cell["tokens_alone"]["skill"] for cell in each) for each in cells]
+        axes.scatter(places, alone, marker="_", color="black", zorder=3, label=None if number else "tokens alone")
     axes.set(xticks=range(len(meanings)), xticklabels=meanings, ylabel="skill of a new linear probe")

@@ -34,7 +34,7 @@ from .karel_texts import held_out, parse_stage
 from .karel_traces import CONTENTS, PROPERTIES, label, own, reference
 from .loop import digest, write_aside
 from .probes import TooFewLabelsError, fit_part, probe, with_random_weights
-from .probing import Fit, Fitted, States, classes_of, skill_gap
+from .probing import Fit, Fitted, States, classes_of, leaves_something, skill_gap
 from .tasks.karel.programs import MEANINGS
 from .tasks.karel.synthesis import Tasks
 from .traces import Trace
@@ -42,7 +42,8 @@ from .traces import Trace
 LINEAR: tuple[int, ...] = ()
 HIDDEN = (256,)
 SHAPES = {"linear": LINEAR, "1 hidden": HIDDEN, "2 hidden": (*HIDDEN, 1024)}  # as in the paper
-MEANT, COMPARED = "obstacle", ("original", "flip", "adversarial")  # what other meanings change most, and which
+MEANT = ("obstacle", "moved")  # what other meanings change most
+COMPARED = ("original", "flip", "adversarial")  # of which the first should be known best
 ALONE = "operations alone"
 OFFSETS = (-2, -1, 0, 1, 2)
 REPORTS, TENSORS = "reports", "model.safetensors"
@@ -137,7 +138,7 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
             name: _probes(args, loaded, other, states.with_labels(other), blanks.with_labels(other))
             for name, other in meant.items()
         },
-        "gaps": _gaps(args, loaded, {meaning: states.with_labels(meant[meaning]) for meaning in COMPARED}),
+        "gaps": _gaps(args, loaded, {name: states.with_labels(other) for name, other in meant.items()}),
         "reference": _probes(
             args,
             loaded,
@@ -150,23 +151,24 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
 
 def _gaps(args: argparse.Namespace, loaded: Loaded, meant: Mapping[str, States]) -> dict[str, Any]:
     """How far skills are apart on the same texts: under one meaning and another, and of the state and the operations alone."""
-    told = {meaning: each for meaning, each in meant.items() if _differ(each.traces)}
-    fitted = {meaning: _fit(args, loaded, each) for meaning, each in told.items()}
-    gaps = {f"{one} over {other}": skill_gap(fitted[one], fitted[other]) for one, other in pairwise(fitted)}
-    for meaning, each in told.items():
-        gaps[f"{meaning} over {ALONE}"] = skill_gap(fitted[meaning], _fit(args, loaded, each, tokens_alone=True))
+    gaps = {}
+    for name in MEANT:
+        told = {meaning: each for meaning, each in meant.items() if len(classes_of(each.traces, name)) > 1}
+        fitted = {meaning: _fit(args, loaded, each, name) for meaning, each in told.items()}
+        fitted = {meaning: each for meaning, each in fitted.items() if leaves_something(each)}
+        for one, other in pairwise(meaning for meaning in COMPARED if meaning in fitted):
+            gaps[f"{name}, {one} over {other}"] = skill_gap(fitted[one], fitted[other])
+        for meaning, each in fitted.items():
+            alone = _fit(args, loaded, told[meaning], name, tokens_alone=True)
+            gaps[f"{name}, {meaning} over {ALONE}"] = skill_gap(each, alone)
     return gaps
 
 
-def _differ(traces: Sequence[Trace]) -> bool:
-    return len(classes_of(traces, MEANT)) > 1
-
-
-def _fit(args: argparse.Namespace, loaded: Loaded, states: States, tokens_alone: bool = False) -> Fitted:
-    """A linear probe of what other meanings change most, of the states or of the operations in their place."""
-    classes = classes_of(states.traces, MEANT)
-    examples = states.tokens_alone(MEANT, classes) if tokens_alone else states.examples(MEANT, classes)
-    config = probe_config(loaded, property=MEANT, classes=classes, layers=_layers(loaded))
+def _fit(args: argparse.Namespace, loaded: Loaded, states: States, name: str, tokens_alone: bool = False) -> Fitted:
+    """A linear probe of a property, of the states or of the operations in their place."""
+    classes = classes_of(states.traces, name)
+    examples = states.tokens_alone(name, classes) if tokens_alone else states.examples(name, classes)
+    config = probe_config(loaded, property=name, classes=classes, layers=_layers(loaded))
     shape = replace(config, hidden_size=examples.features_NF.shape[1])
     return fit_part(shape, examples, len(states.traces), args.held, Fit(steps=args.steps, seed=args.seed))
 

@@ -33,20 +33,17 @@ def markdown(summary: dict[str, Any]) -> str:
     rows["reference programs, skill"] = _cells(runs, lambda r: r["reference"], _skill)
     for meaning in runs[0]["meanings"]:
         rows[f"{meaning}, skill"] = _cells(runs, lambda r, m=meaning: r["meanings"][m], _skill)
+        rows[f"tokens alone, {meaning}, skill"] = _cells(runs, lambda r, m=meaning: r["meanings"][m], _alone)
     for offset in runs[0]["offsets"]:
         rows[f"offset {int(offset):+d}, skill"] = _cells(runs, lambda r, o=offset: r["offsets"][o], _skill)
     rows["1 hidden, offset +1, skill"] = _cells(runs, lambda r: r["ahead"], _skill)
-    rows["tokens alone, 1 hidden, offset +1, skill"] = _cells(
-        runs, lambda r: r["ahead"], lambda cell: cell["tokens_alone"]["skill"]
-    )
+    rows["tokens alone, 1 hidden, offset +1, skill"] = _cells(runs, lambda r: r["ahead"], _alone)
     fits = [
         f"R^2 of {what} on accuracy: {spread([r_squared(run, what) for run in runs])}" for what in (*CONTENTS, SKILL)
     ]
     for gap in runs[0]["gaps"]:
         told = (run["gaps"][gap] for run in runs if gap in run["gaps"])
-        fits.append(
-            f"obstacle, {gap}: " + ", ".join("{:.3f} [{:.3f} {:.3f}]".format(g["value"], *g["ci95"]) for g in told)
-        )
+        fits.append(f"{gap}: " + ", ".join("{:.3f} [{:.3f} {:.3f}]".format(g["value"], *g["ci95"]) for g in told))
     return "\n\n".join([generated, _table("probes", columns, rows), *fits])
 
 
@@ -94,6 +91,10 @@ def _accuracy(cell: dict[str, Any]) -> float:
 
 def _skill(cell: dict[str, Any]) -> float:
     return cell["skill"]
+
+
+def _alone(cell: dict[str, Any]) -> float:
+    return cell["tokens_alone"]["skill"]
 
 
 def _cells(

@@ -190,13 +190,22 @@ def measure(net: ProbeNet, learned: Examples, measured: Examples) -> dict[str, A
 
 @torch.no_grad()
 def skill_gap(one: Fitted, other: Fitted) -> dict[str, Any]:
-    """How much more skill the first of two probes has, where both were measured on the same texts: these are drawn again."""
+    """How much more skill the first of two probes has, where both were measured on the same texts: these are drawn again.
+
+    Both must have something to know (`leaves_something`).
+    """
     first, second = (_by_text(*_judge(*each), each[2].texts) for each in (one, other))
     texts = sorted(first.keys() & second.keys())
     sums_N22 = np.array([(first[text], second[text]) for text in texts])
     gained_N2, left_N2 = sums_N22[:, :, 0], sums_N22[:, :, 1]
     skills = gained_N2.sum(0) / left_N2.sum(0)
     return {"value": float(skills[0] - skills[1]), "ci95": bootstrap_gap(gained_N2, left_N2), "texts": len(texts)}
+
+
+@torch.no_grad()
+def leaves_something(fitted: Fitted) -> bool:
+    """The commonest class is not that of every token which the probe is measured with."""
+    return not bool(_judge(*fitted)[1].all())
 
 
 def _judge(net: ProbeNet, learned: Examples, measured: Examples) -> tuple[Tensor, Tensor]:

@@ -364,7 +364,7 @@ def test_a_run_as_a_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_the_study_measures_every_checkpoint_once(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["karel-study", "--runs", str(model), "--out", str(tmp_path / "study"), "--n", "60", "--steps", "20"]
+    args = ["karel-study", "--runs", str(model), "--out", str(tmp_path / "study"), "--n", "60", "--steps", "4"]
     args += ["--last-n", "80"]
     results = tmp_path / "karel.json"
     assert train.main([*args, "--results", str(results)]) == 0
@@ -377,13 +377,13 @@ def test_the_study_measures_every_checkpoint_once(
     assert (at_last, found["shapes"]["linear"]["obstacle"]["texts"]) == (12, 16), "a fifth of each"
     assert set(found["shapes"]) == {"linear", "1 hidden", "2 hidden"}
     assert set(found["meanings"]) == set(programs.MEANINGS)
-    skills = {meaning: cells["obstacle"]["skill"] for meaning, cells in found["meanings"].items() if cells}
-    alone = {m: cells["obstacle"]["tokens_alone"]["skill"] for m, cells in found["meanings"].items() if cells}
     for gap, cell in found["gaps"].items():
-        one, _, other = gap.partition(" over ")
-        assert cell["value"] == pytest.approx(
-            skills[one] - (alone[one] if other == "operations alone" else skills[other])
-        )
+        name, _, compared = gap.partition(", ")
+        one, _, other = compared.partition(" over ")
+        skill = {m: cells[name]["skill"] for m, cells in found["meanings"].items() if cells}
+        skill["operations alone"] = found["meanings"][one][name]["tokens_alone"]["skill"]
+        assert cell["value"] == pytest.approx(skill[one] - skill[other], abs=1e-6)
+    assert {"obstacle, original over operations alone", "obstacle, original over flip"} <= found["gaps"].keys()
     assert results.with_suffix(".png").stat().st_size > 10_000
     assert report.main(["karel", str(model), "--evaluation", str(results), "--out", str(tmp_path / "all.png")]) == 0
     assert train.main(args) == 0
