@@ -13,6 +13,7 @@ import argparse
 import copy
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,7 +85,8 @@ def train(args: argparse.Namespace) -> None:
     optimizer = Muon(model, args.weight_decay) if args.optimizer == "muon" else make_optimizer(model, args.weight_decay)
     config = LoopConfig(sum(stage.steps for stage in args.stages), args.seed, save_every=args.save_every)
     recipe = {name: str(value) for name, value in vars(args).items() if name not in _INCIDENTAL}
-    loop = Loop(model, optimizer, lambda step: _lr_at(args, step), config, args.out, recipe, processes)
+    stages = Stages(args.stages)
+    loop = Loop(model, optimizer, lambda step: _lr_at(args, step), config, args.out, recipe, processes, stages)
     if not (args.resume and loop.resume()):
         loop.start_afresh()
         (args.out / EVALUATIONS).unlink(missing_ok=True)
@@ -106,6 +108,26 @@ def train(args: argparse.Namespace) -> None:
     loop.run(work)
     look(config.steps)
     checkpoint.save(QuietModel(Backbone(model.eval())), tokenizer, args.out)
+
+
+class Stages:
+    """What a run draws; one that is resumed may have further stages behind those that it had."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = [str(stage) for stage in stages]
+
+    def state(self) -> dict[str, Any]:
+        """What a saved state says of them."""
+        return {"stages": self._stages}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there. Raises ValueError where other stages have led there."""
+        before = state.get("stages", [])
+        if not before or self._stages[: len(before)] != before:
+            told = " ".join(self._stages)
+            raise ValueError(
+                f"--stages is {told}; the saved run had {' '.join(before)}, behind which further ones may be"
+            )
 
 
 def _evaluate(args: argparse.Namespace, model: Any, tokenizer: Any, step: int) -> None:
@@ -147,7 +169,8 @@ def _lr_at(args: argparse.Namespace, step: int) -> float:
     return decay_linearly(own, stage.steps, args.lr, args.warmup)
 
 
-_INCIDENTAL = ("out", "resume", "threads", "save_every", "config", "cpu")
+# Stages are remembered by `Stages`; how often a run is looked at changes nothing in it.
+_INCIDENTAL = ("out", "resume", "threads", "save_every", "config", "cpu", "stages", "evaluations")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -176,7 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the model, its checkpoints, the log and the state")
     add("--config", default="small", choices=CONFIGS, help="what is meant where a flag is not given (%(default)s)")
     add("--seed", type=int, default=0, help="same seed, same model (%(default)s)")
-    add("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the state in --out, if there is one; further stages may follow its own",
+    )
     add(
         "--stages",
         type=_stage,

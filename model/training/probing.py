@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,10 @@ class States:
 
     def tokens_alone(self, name: str, classes: Sequence[str], offset: int = 0) -> Examples:
         """The labelled tokens up to this one in place of its state: which they are, the last `WINDOW` of them, in order."""
+        return self._examples(name, classes, offset, self._told)
+
+    @cached_property
+    def _told(self) -> Tensor:
         ids = sorted(
             {trace.ids[token] for trace, own in zip(self.traces, self._labelled, strict=True) for token in own}
         )
@@ -106,8 +111,7 @@ class States:
             for token in own:
                 before = [*before, number_of[trace.ids[token]]][-WINDOW:]
                 told_PW[rows[token], : len(before)] = torch.tensor(before)
-        features_PF = one_hot(told_PW, len(ids) + 1)[..., :-1].flatten(1).float()
-        return self._examples(name, classes, offset, features_PF)
+        return one_hot(told_PW, len(ids) + 1)[..., :-1].flatten(1).float()
 
     def _examples(self, name: str, classes: Sequence[str], offset: int, features_PF: Tensor) -> Examples:
         told = [

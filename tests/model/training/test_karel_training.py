@@ -219,6 +219,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(value, others[name]) for name, value in own.items())
 
 
+def test_a_run_goes_on_with_further_stages(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Larger worlds were once learned behind a finished run by writing another recipe into its state by hand."""
+    assert run(tmp_path, "--stages", "4:2:1-3:6", "--evaluations", "1") == 0
+    assert run(tmp_path, "--resume", "--stages", "5:2:2-3:4") == 2
+    assert "the saved run had 4:2:1-3:6, behind which further ones may be" in capsys.readouterr().err
+    assert run(tmp_path, "--resume") == 0
+    own, others = tensors(tmp_path), tensors(model)
+    assert all(torch.equal(value, others[name]) for name, value in own.items())
+    lines = [json.loads(line) for line in (tmp_path / karel.EVALUATIONS).read_text().splitlines()]
+    assert [(line["step"], line["stage"]) for line in lines] == [(0, "4:2:1-3:6"), (6, "4:2:1-3:6"), (10, "5:2:2-3:4")]
+    assert run(tmp_path, "--resume", "--stages", "4:2:1-3:6") == 2, "not back to fewer"
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
