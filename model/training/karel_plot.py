@@ -39,7 +39,7 @@ def plot_runs(runs: dict[str, list[dict[str, Any]]], file: Path) -> None:
     _mark(left, list(runs.values()))
     for panel in (left, right):
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False, fontsize="small")
+        panel.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
 
@@ -50,7 +50,8 @@ def _draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], nam
     (line,) = left.plot(steps, [each["accuracy"] for each in evaluations], label=f"accuracy, {name}")
     for key, style in (("unique", ":"), ("top", "--")):
         told = {"unique": "different programs", "top": "commonest program"}[key]
-        left.plot(steps, [each[key] for each in evaluations], style, color=line.get_color(), alpha=0.6, label=told)
+        label = None if told in left.get_legend_handles_labels()[1] else told  # once, not for every run
+        left.plot(steps, [each[key] for each in evaluations], style, color=line.get_color(), alpha=0.6, label=label)
     left.set(xlabel="step", ylabel="share", ylim=(0, 1))
     right.plot(steps, [each["perplexity"] for each in evaluations], label=name)
     right.set(xlabel="step", ylabel="perplexity of the worlds' programs", yscale="log")
@@ -59,9 +60,9 @@ def _draw_training(left: Any, right: Any, evaluations: list[dict[str, Any]], nam
 def _mark(axes: Any, runs: list[list[dict[str, Any]]]) -> None:
     """Where the phases begin, on average."""
     begins = zip(*map(phases, runs), strict=True)
-    for steps, name in zip(begins, ("syntax", "semantics"), strict=True):
+    for steps, name, height in zip(begins, ("syntax", "semantics"), (0.06, 0.02), strict=True):
         axes.axvline(mean(steps), color="grey", linewidth=0.8)
-        axes.text(mean(steps), 0.02, f" {name}", fontsize="x-small", color="grey")
+        axes.text(mean(steps), height, f" {name}", fontsize="x-small", color="grey")
 
 
 def _over_training(axes: Any, runs: list[dict[str, Any]]) -> None:
