@@ -1,6 +1,7 @@
 """What Karel models know, as tables for people; and what is worked out from their checkpoints."""
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from statistics import mean
 from typing import Any
 
@@ -38,9 +39,10 @@ def markdown(summary: dict[str, Any]) -> str:
         rows[f"offset {int(offset):+d}, skill"] = _cells(runs, lambda r, o=offset: r["offsets"][o], _skill)
     rows["1 hidden, offset +1, skill"] = _cells(runs, lambda r: r["ahead"], _skill)
     rows["tokens alone, 1 hidden, offset +1, skill"] = _cells(runs, lambda r: r["ahead"], _alone)
-    fits = [
-        f"R^2 of {what} on accuracy: {spread([r_squared(run, what) for run in runs])}" for what in (*CONTENTS, SKILL)
-    ]
+    fits = []
+    for what in (*CONTENTS, SKILL):
+        known = [found for run in runs if not isnan(found := r_squared(run, what))]
+        fits += [f"R^2 of {what} on accuracy: {spread(known)}"] if known else []
     for gap in runs[0]["gaps"]:
         told = (run["gaps"][gap] for run in runs if gap in run["gaps"])
         fits.append(f"{gap}: " + ", ".join("{:.3f} [{:.3f} {:.3f}]".format(g["value"], *g["ci95"]) for g in told))

@@ -19,7 +19,7 @@ from quietserve.model.tokens import Tokens
 from quietserve.model.training import __main__ as train
 from quietserve.model.training import karel, karel_study, karel_traces, report
 from quietserve.model.training.evaluation import programs as evaluation
-from quietserve.model.training.karel_table import phases, r_squared
+from quietserve.model.training.karel_table import markdown, phases, r_squared
 from quietserve.model.training.karel_texts import (
     KarelTexts,
     Stage,
@@ -396,6 +396,9 @@ def test_the_study_measures_every_checkpoint_once(
         skill = {m: cells[name]["skill"] for m, cells in found["meanings"].items() if cells}
         skill["operations alone"] = found["meanings"][one][name]["tokens_alone"]["skill"]
         assert cell["value"] == pytest.approx(skill[one] - skill[other], abs=1e-6)
+    assert "R^2" not in markdown({**summary, "runs": [found, found]}), (
+        "one checkpoint each is no line; two runs ended there"
+    )
     assert {"obstacle, original over operations alone", "obstacle, original over flip"} <= found["gaps"].keys()
     assert results.with_suffix(".png").stat().st_size > 10_000
     assert report.main(["karel", str(model), "--evaluation", str(results), "--out", str(tmp_path / "all.png")]) == 0
