@@ -95,14 +95,15 @@ def _against(axes: Any, runs: list[dict[str, Any]]) -> None:
 
 def _offsets(axes: Any, runs: list[dict[str, Any]]) -> None:
     offsets = sorted(int(offset) for offset in runs[0]["offsets"] if all(run["offsets"][offset] for run in runs))
-    for name in PROPERTIES:
+    for number, name in enumerate(PROPERTIES):
         cells = [[run["offsets"][str(offset)][name] for run in runs] for offset in offsets]
         (line,) = axes.plot(
             offsets, [mean(c["skill"] for c in each) for each in cells], marker="o", markersize=3, label=name
         )
         for control, style in zip(CONTROLS, (":", "--"), strict=True):
             shares = [mean(c[control]["skill"] for c in each) for each in cells]
-            axes.plot(offsets, shares, style, color=line.get_color(), alpha=0.6, label=control.replace("_", " "))
+            label = None if number else control.replace("_", " ")  # once, not for every property
+            axes.plot(offsets, shares, style, color=line.get_color(), alpha=0.6, label=label)
     axes.set(xlabel="operations from the one that the state chose", ylabel="skill of a linear probe", xticks=offsets)
 
 
