@@ -124,10 +124,8 @@ class Stages:
         """Go on from there. Raises ValueError where other stages have led there."""
         before = state.get("stages", [])
         if not before or self._stages[: len(before)] != before:
-            told = " ".join(self._stages)
-            raise ValueError(
-                f"--stages is {told}; the saved run had {' '.join(before)}, behind which further ones may be"
-            )
+            told, had = " ".join(self._stages), " ".join(before) or "none that it remembers"
+            raise ValueError(f"--stages is {told}; the saved run had {had}, behind which further ones may be")
 
 
 def _evaluate(args: argparse.Namespace, model: Any, tokenizer: Any, step: int) -> None:

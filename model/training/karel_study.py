@@ -13,7 +13,7 @@ Emergent Representations of Program Semantics in Language Models Trained on Prog
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -128,18 +128,20 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
     meant = {name: label(loaded, tasks, written, name) for name in MEANINGS}
     traces = meant[COMPARED[0]]
     states, blanks = (States(one, traces, _layers(loaded)) for one in (loaded, blank))
-    return {
-        "shapes": {
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "shapes": lambda: {
             name: _probes(args, loaded, traces, states, blanks, widths=widths) for name, widths in SHAPES.items()
         },
-        "offsets": {str(offset): _probes(args, loaded, traces, states, blanks, offset=offset) for offset in OFFSETS},
-        "ahead": _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1),
-        "meanings": {  # beside controls of their own: other labels are easier or harder by themselves
+        "offsets": lambda: {
+            str(offset): _probes(args, loaded, traces, states, blanks, offset=offset) for offset in OFFSETS
+        },
+        "ahead": lambda: _probes(args, loaded, traces, states, blanks, widths=HIDDEN, offset=1),
+        "meanings": lambda: {  # beside controls of their own: other labels are easier or harder by themselves
             name: _probes(args, loaded, other, states.with_labels(other), blanks.with_labels(other))
             for name, other in meant.items()
         },
-        "gaps": _gaps(args, loaded, {name: states.with_labels(other) for name, other in meant.items()}),
-        "reference": _probes(
+        "gaps": lambda: _gaps(args, loaded, {name: states.with_labels(other) for name, other in meant.items()}),
+        "reference": lambda: _probes(
             args,
             loaded,
             given,
@@ -147,6 +149,11 @@ def _final(args: argparse.Namespace, path: Path, tasks: Tasks) -> dict[str, Any]
             States(blank, given, _layers(loaded)),
         ),
     }
+    found = {}
+    for name, measure in parts.items():
+        found[name] = measure()
+        print(f"{path.parent.parent.name}-{int(path.name)}-{name}: measured", file=sys.stderr)
+    return found
 
 
 def _gaps(args: argparse.Namespace, loaded: Loaded, meant: Mapping[str, States]) -> dict[str, Any]:
